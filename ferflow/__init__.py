@@ -1,0 +1,1 @@
+"""The computing: video -> frames -> faces -> emotions -> tables, drawings and summaries."""

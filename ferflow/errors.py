@@ -1,0 +1,31 @@
+"""Everything that can go wrong and be foreseen, as one tree.
+
+    FerflowError
+    ├── VideoError      this file is at fault: record it, go on with the next
+    ├── DataError       the labelled data is at fault: nothing can be trained on it
+    ├── ModelError      the installation is at fault: stop
+    └── ConfigError     a setting or an argument is at fault: stop
+
+A message is one sentence or two for a person who is not an engineer: which file or setting, what is wrong
+with it, what to do.
+"""
+
+
+class FerflowError(Exception):
+    """Base of every error that ferflow raises on purpose."""
+
+
+class VideoError(FerflowError):
+    """One video cannot be analysed; the others can."""
+
+
+class DataError(FerflowError):
+    """Labelled images that cannot be trained on as they are."""
+
+
+class ModelError(FerflowError):
+    """A model file is missing, damaged or does not fit this version of ferflow."""
+
+
+class ConfigError(FerflowError):
+    """A setting, a configuration file or an argument has no meaning."""

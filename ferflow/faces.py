@@ -1,0 +1,69 @@
+"""frames -> faces: the FaceDetector protocol, box, crop and alignment arithmetic."""
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+_MOST_SUPERSAMPLING = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CropWindow:
+    """The square of a picture that becomes a crop; it may be rolled and may reach past the picture's edge."""
+
+    center_x: float
+    """Column of the centre in pixels, 0 at the left edge of the first pixel."""
+    center_y: float
+    """Row of the centre in pixels, 0 at the top edge of the first pixel."""
+    side_px: float
+    """Length of a side in pixels of the picture."""
+    roll_degrees: float = 0.0
+    """How far the face leans clockwise as seen by a viewer; the crop shows it upright."""
+
+
+def crop_gray(image: np.ndarray, window: CropWindow, *, size_px: int, mirror: bool = False) -> np.ndarray:
+    """Cut one window out of a picture: the only way by which a face reaches a network, in training and in use.
+
+    Args:
+        image: uint8 (height, width, 3) RGB or (height, width) grey.
+        window: what to cut; beyond the edge the outermost pixels are repeated.
+        size_px: side of the crop.
+        mirror: swap left and right.
+
+    Returns:
+        uint8 (size_px, size_px) grey. A window larger than the crop is area-averaged, not sampled, so a large
+        face is as smooth as one photographed from afar.
+    """
+    fineness = min(max(math.ceil(window.side_px / size_px), 1), _MOST_SUPERSAMPLING)
+    fine_px = size_px * fineness
+    step = window.side_px / fine_px
+    cos, sin = math.cos(math.radians(window.roll_degrees)) * step, math.sin(math.radians(window.roll_degrees)) * step
+
+    # Convert only what the window touches: a grey copy of a whole 1080p frame costs more than the crop.
+    reach = window.side_px * (abs(cos) + abs(sin)) / step / 2 + 2
+    height, width = image.shape[:2]
+    left = min(max(math.floor(window.center_x - reach), 0), width - 1)
+    top = min(max(math.floor(window.center_y - reach), 0), height - 1)
+    right = max(min(math.ceil(window.center_x + reach), width), left + 1)
+    bottom = max(min(math.ceil(window.center_y + reach), height), top + 1)
+    region = image[top:bottom, left:right]
+    region_gray = region if region.ndim == 2 else cv2.cvtColor(region, cv2.COLOR_RGB2GRAY)
+
+    flip = -1.0 if mirror else 1.0
+    half = (fine_px - 1) / 2
+    crop_to_region = np.array(
+        [
+            [cos * flip, -sin, window.center_x - 0.5 - left - cos * flip * half + sin * half],
+            [sin * flip, cos, window.center_y - 0.5 - top - sin * flip * half - cos * half],
+        ]
+    )
+    crop = cv2.warpAffine(
+        region_gray,
+        crop_to_region,
+        (fine_px, fine_px),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return crop if fineness == 1 else cv2.resize(crop, (size_px, size_px), interpolation=cv2.INTER_AREA)

@@ -1,0 +1,1 @@
+"""Third-party models behind ferflow's protocols, and the emotion models trained here."""

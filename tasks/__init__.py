@@ -1,0 +1,1 @@
+"""Thin Prefect wrappers over ferflow: paths in, a path out."""

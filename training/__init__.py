@@ -1,0 +1,1 @@
+"""Labelled faces -> an emotion model."""

@@ -2,11 +2,32 @@
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import cv2
 import numpy as np
 
+from ferflow.records import Box, Face
+
 _MOST_SUPERSAMPLING = 8
+
+
+class FaceDetector(Protocol):
+    """Something that finds faces in a picture; it keeps no memory from one picture to the next."""
+
+    def detect(self, image_rgb: np.ndarray) -> list[Face]:
+        """Find every face in uint8 (height, width, 3) RGB, C-contiguous; best first, none twice."""
+        ...
+
+
+def intersection_over_union(first: Box, second: Box) -> float:
+    """Area shared by two boxes over the area covered by either, 0 to 1."""
+    width = min(first.x_max, second.x_max) - max(first.x_min, second.x_min)
+    height = min(first.y_max, second.y_max) - max(first.y_min, second.y_min)
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    return shared / (first.area + second.area - shared)
 
 
 @dataclass(frozen=True, slots=True)

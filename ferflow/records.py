@@ -80,6 +80,24 @@ class FaceRow:
 
 
 @dataclass(frozen=True, slots=True)
+class FaceColumns:
+    """All rows of one video's faces table as arrays of equal length n, in order of time."""
+
+    frame_index: np.ndarray
+    """int32 (n,), position of the frame among the decoded frames."""
+    pts_seconds: np.ndarray
+    """float64 (n,), when the frame appears."""
+    frame_seconds: np.ndarray
+    """float64 (n,), how long the frame is shown."""
+    track_id: np.ndarray
+    """int32 (n,), the person."""
+    boxes_xyxy: np.ndarray
+    """float32 (n, 4), x_min, y_min, x_max, y_max in source pixels."""
+    probabilities: np.ndarray
+    """float32 (n, 7), in the order of EMOTIONS, rows sum to 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class VideoInfo:
     """What decoding a whole video told about it."""
 

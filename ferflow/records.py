@@ -108,9 +108,9 @@ class VideoInfo:
     frame_count: int
     """Frames that could be decoded."""
     duration_seconds: float
-    """From the first frame's appearance to the last one's end."""
+    """When the last frame ends, counted from the file's beginning as players count."""
     fps: float
-    """Average frames a second."""
+    """Frames a second, the average from the first frame to the last one's end."""
     has_audio: bool
     """Whether there is a sound track."""
     warning: str | None

@@ -1,0 +1,385 @@
+"""video file <-> frames, each with its exact time; the only `import av`."""
+
+import heapq
+import logging
+import os
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import av.error
+import numpy as np
+from av.container import InputContainer, OutputContainer
+from av.stream import Disposition
+from av.video import VideoStream
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+
+from ferflow.errors import VideoError
+from ferflow.records import Frame, VideoInfo
+from ferflow.storage import part_file
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = frozenset(
+    ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .webm .wmv".split()
+)
+"""Names by which a video is recognised in a folder; a file that is named outright may have any."""
+
+_RESTARTED_CLOCK_FORMATS = frozenset({"mpeg", "mpegts"})
+# Formats whose clock starts anywhere (a broadcast's may say 26 hours): players show their first moment as 0.
+_GUESSED_DURATION_FORMATS = frozenset({"mpeg", "mpegvideo", "h264", "hevc", "m4v"})
+# Formats that do not say how long they are: FFmpeg guesses it from the bit rate.
+_COPIED_AUDIO_CODECS = frozenset({"aac", "mp3"})
+# Sound that every browser plays inside MP4; any other is converted to AAC.
+_FINEST_TIME_BASE = Fraction(1, 1_000_000)
+# MP4 counts time in 32 bits: with a nanosecond clock it would end after 4 seconds.
+_USUAL_STEP = Fraction(1, 25)
+# Seconds a frame is shown where neither the file nor its neighbours say.
+
+
+class VideoReader:
+    """A video file, opened and found to hold at least one frame; read it with `frames`, once.
+
+    Frames are decoded as they are asked for, so memory does not depend on the length. Damaged stretches are
+    skipped and a file that ends early ends early: `info` says so afterwards. Network addresses inside a file
+    (playlists) are never followed.
+
+    Raises:
+        VideoError: the file cannot be read, holds no video or not one frame that can be decoded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._container = _open(path)
+        try:
+            self._stream = _video_stream(path, self._container)
+            self._start = _clock_start(self._container)
+            self.time_base = Fraction(self._stream.time_base or Fraction(1, 90_000))
+            """Every frame's time is a multiple of it."""
+            self._damaged_packets = 0
+            self._read_error: str | None = None
+            self._frame_count = 0
+            self._first_pts: Fraction | None = None
+            self._last_packet_seconds: list[Fraction] = []
+            self._end = Fraction(0)
+            self._decoded = self._decode()
+            self._first = next(self._decoded, None)
+            if self._first is None:
+                raise VideoError(f"{path}: no frame of this video can be decoded; the file is damaged or incomplete.")
+        except BaseException:
+            self._container.close()
+            raise
+        rotated = self._first.rotation % 180 != 0
+        self.width: int = self._first.height if rotated else self._first.width
+        """Pixels across, as a viewer sees the picture."""
+        self.height: int = self._first.width if rotated else self._first.height
+        """Pixels down, as a viewer sees the picture."""
+        self.rate: Fraction = Fraction(self._stream.average_rate or 1 / _USUAL_STEP)
+        """Frames a second as the file states it: a hint, never a clock."""
+        aspect = Fraction(self._stream.codec_context.sample_aspect_ratio or 1)
+        self.pixel_aspect: Fraction = (1 / aspect if rotated else aspect) if aspect > 0 else Fraction(1)
+        """Width of a pixel over its height, as a viewer sees it."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._container.close()
+
+    @property
+    def frames_expected(self) -> int | None:
+        """How many frames there probably are, for a progress bar; None if nothing tells."""
+        if self._stream.frames:
+            return self._stream.frames
+        end = self._container_end()
+        return None if end is None else max(round(end * self.rate), 1)
+
+    @property
+    def info(self) -> VideoInfo:
+        """What is known of the video; complete once `frames` has ended."""
+        start = self._first_pts or Fraction(0)
+        shown = self._end - start
+        return VideoInfo(
+            width=self.width,
+            height=self.height,
+            frame_count=self._frame_count,
+            duration_seconds=float(self._end),
+            fps=float(self._frame_count / shown) if shown else float(self.rate),
+            has_audio=bool(self._container.streams.audio),
+            warning=self._warning(),
+        )
+
+    def frames(self, *, max_fps: float | None = None, size_wh: tuple[int, int] | None = None) -> Iterator[Frame]:
+        """Decode frame after frame.
+
+        Args:
+            max_fps: leave frames out so that no two given ones are closer than 1 / max_fps seconds; a given
+                frame's duration then reaches to the next given one. None gives every frame.
+            size_wh: scale to this width and height in pixels; None keeps the video's.
+        """
+        shortest_step = 0 if max_fps is None else Fraction(1) / Fraction(max_fps).limit_denominator(1000)
+        given: tuple[int, Fraction, VideoFrame] | None = None
+        for index, (pts, picture) in enumerate(self._timed()):
+            # Half a tick of tolerance: times such as 0.033 stand for 1/30.
+            if given is not None and pts - given[1] + self.time_base / 2 < shortest_step:
+                continue
+            if given is not None:
+                yield self._frame(*given, until=pts, size_wh=size_wh)
+            given = index, pts, picture
+        if given is not None:
+            yield self._frame(*given, until=self._end, size_wh=size_wh)
+
+    def _decode(self) -> Iterator[VideoFrame]:
+        """Every picture that can be had, damaged packets and a torn end passed over."""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except av.error.FFmpegError as error:
+                self._read_error = error.strerror
+                break
+            if packet.duration:
+                self._last_packet_seconds = [packet.duration * self.time_base]
+            try:
+                yield from packet.decode()
+            except av.error.EOFError:
+                return
+            except av.error.FFmpegError as error:
+                if isinstance(error, av.error.DecoderNotFoundError):
+                    raise VideoError(f"{self._path}: no decoder for its video format is installed.") from error
+                self._damaged_packets += 1
+        try:
+            yield from self._stream.codec_context.decode(None)
+        except av.error.FFmpegError:
+            self._damaged_packets += 1
+
+    def _timed(self) -> Iterator[tuple[Fraction, VideoFrame]]:
+        """Pictures with rising times; counts them and keeps the end of the last."""
+        assert self._first is not None
+        previous: Fraction | None = None
+        step = 1 / self.rate
+        picture: VideoFrame | None = self._first
+        while picture is not None:
+            if picture.pts is None:
+                pts = Fraction(0) if previous is None else previous + step
+            else:
+                pts = picture.pts * self.time_base - self._start
+                if previous is not None and pts <= previous:
+                    pts = previous + self.time_base
+            if previous is None:
+                self._first_pts = pts
+            self._frame_count += 1
+            # Packets state durations in the order of decoding, so of the last frame two are told; the shorter is sane.
+            stated = [picture.duration * self.time_base] if picture.duration else []
+            self._end = pts + min([*stated, *self._last_packet_seconds], default=step)
+            yield pts, picture
+            previous = pts
+            picture = next(self._decoded, None)
+
+    def _frame(
+        self, index: int, pts: Fraction, picture: VideoFrame, *, until: Fraction, size_wh: tuple[int, int] | None
+    ) -> Frame:
+        width, height = size_wh or (self.width, self.height)
+        quarter_turns = picture.rotation // 90 % 4
+        if quarter_turns % 2:
+            width, height = height, width
+        image = picture.reformat(
+            width=width,
+            height=height,
+            format="rgb24",
+            interpolation="AREA" if (width, height) != (picture.width, picture.height) else None,
+            threads=1,
+        ).to_ndarray()
+        # PyAV gives a view of padded lines for some widths, which MediaPipe reads as a picture without faces.
+        image = np.ascontiguousarray(np.rot90(image, quarter_turns))
+        return Frame(index=index, pts=pts, duration=until - pts, image_rgb=image)
+
+    def _container_end(self) -> Fraction | None:
+        """When the longest of all streams ends, as the file itself states; None if it does not."""
+        container = self._container
+        if container.duration is None or container.format.name in _GUESSED_DURATION_FORMATS:
+            return None
+        return Fraction((container.start_time or 0) + container.duration, av.time_base) - self._start
+
+    def _stated_end(self) -> Fraction | None:
+        """When the video ends as the file itself states; None if it does not."""
+        if self._stream.duration is not None and self._container.format.name not in _GUESSED_DURATION_FORMATS:
+            ticks = (self._stream.start_time or 0) + self._stream.duration
+            return ticks * self.time_base - self._start
+        # A sound track is often a little longer than its video, so the end of both says nothing about one.
+        return None if self._container.streams.audio else self._container_end()
+
+    def _warning(self) -> str | None:
+        if self._read_error is not None:
+            return f"the file is damaged after {float(self._end):.1f} s ({self._read_error}); what comes before was read."
+        stated = self._stated_end()
+        if stated is not None and stated - self._end > max(Fraction(1, 2), stated / 100):
+            return f"the file ends early: {float(self._end):.1f} of {float(stated):.1f} seconds could be read."
+        if self._damaged_packets:
+            return f"{self._damaged_packets} damaged parts of the video could not be decoded and were skipped."
+        return None
+
+
+def rewrite_video(
+    source: Path, target: Path, draw: Callable[[Frame], None], *, max_short_side_px: int | None = 1080
+) -> None:
+    """Draw on every frame of a video and write it as MP4 that browsers play, sound and frame times kept.
+
+    H.264 (x264, yuv420p, BT.709) with the index at the front; AAC and MP3 sound is copied bit by bit, other
+    sound converted to AAC. The file appears when it is complete.
+
+    Args:
+        source: the video.
+        target: the MP4 to write.
+        draw: changes `image_rgb` of each frame in place; gets the picture at the size at which it is written.
+        max_short_side_px: scale down what is larger, 1080 meaning 1920 x 1080 or 1080 x 1920; None keeps the size.
+
+    Raises:
+        VideoError: the source cannot be read.
+    """
+    with VideoReader(source) as reader, _open(source) as sound_source, part_file(target) as part:
+        size_wh = _written_size(reader.width, reader.height, max_short_side_px)
+        with av.open(part, "w", format="mp4", options={"movflags": "+faststart"}) as output:
+            pictures = _drawn_packets(reader, output, draw, size_wh)
+            sound = _sound_packets(sound_source, output)
+            for packet in heapq.merge(pictures, sound, key=lambda packet: packet.dts * packet.time_base):
+                output.mux(packet)
+
+
+def _drawn_packets(
+    reader: VideoReader, output: OutputContainer, draw: Callable[[Frame], None], size_wh: tuple[int, int]
+) -> Iterator[av.Packet]:
+    """Add the video stream; the iterator then decodes, draws and encodes."""
+    video = output.add_stream("libx264", options={"preset": "veryfast", "crf": "23"})
+    encoder = video.codec_context
+    encoder.width, encoder.height = size_wh
+    encoder.pix_fmt = "yuv420p"
+    encoder.framerate = reader.rate
+    encoder.time_base = reader.time_base if reader.time_base >= _FINEST_TIME_BASE else _FINEST_TIME_BASE
+    # Pixels that are not square stay so; scaling to an even size changes their shape by less than one in the picture.
+    encoder.sample_aspect_ratio = reader.pixel_aspect
+    encoder.colorspace = Colorspace.ITU709
+    encoder.color_primaries = ColorPrimaries.BT709
+    encoder.color_trc = ColorTrc.BT709
+    encoder.color_range = ColorRange.MPEG
+
+    def packets() -> Iterator[av.Packet]:
+        durations: dict[int, int] = {}
+        for frame in reader.frames(size_wh=size_wh):
+            draw(frame)
+            picture = VideoFrame.from_ndarray(frame.image_rgb, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
+            )
+            picture.time_base = encoder.time_base
+            picture.pts = round(frame.pts / encoder.time_base)
+            durations[picture.pts] = round(frame.duration / encoder.time_base)
+            yield from with_durations(video.encode(picture), durations)
+        yield from with_durations(video.encode(None), durations)
+
+    def with_durations(encoded: list[av.Packet], durations: dict[int, int]) -> Iterator[av.Packet]:
+        for packet in encoded:
+            if packet.pts is not None:
+                packet.duration = durations.pop(packet.pts, packet.duration)
+            yield packet
+
+    return packets()
+
+
+def _sound_packets(source: InputContainer, output: OutputContainer) -> Iterator[av.Packet]:
+    """Add the sound stream, if the source has one; the iterator then copies or converts it.
+
+    Sound that is broken is left out from there on: the pictures matter more.
+    """
+    if not source.streams.audio:
+        return iter(())
+    track = source.streams.audio[0]
+    decoder = track.codec_context
+    is_copied = decoder.name in _COPIED_AUDIO_CODECS
+    if is_copied:
+        target = output.add_stream_from_template(track)
+    else:
+        target = output.add_stream("aac", rate=decoder.sample_rate or 48_000)
+        target.codec_context.layout = "mono" if decoder.layout.nb_channels == 1 else "stereo"
+
+    def packets() -> Iterator[av.Packet]:
+        start_ticks = round(_clock_start(source) / track.time_base)
+        try:
+            for packet in source.demux(track):
+                if packet.dts is None:
+                    continue
+                if is_copied:
+                    packet.pts, packet.dts = packet.pts - start_ticks, packet.dts - start_ticks
+                    packet.stream = target
+                    yield packet
+                else:
+                    for samples in packet.decode():
+                        samples.pts -= start_ticks
+                        yield from target.encode(samples)
+            if not is_copied:
+                yield from target.encode(None)
+        except (av.error.FFmpegError, TypeError) as error:
+            logger.warning("%s: its sound is damaged and ends early (%s)", source.name, error)
+
+    return packets()
+
+
+def _written_size(width: int, height: int, max_short_side_px: int | None) -> tuple[int, int]:
+    """The size to write: within the limit, both sides even as yuv420p wants them."""
+    scale = 1.0
+    if max_short_side_px is not None:
+        longest = max_short_side_px * 16 / 9
+        scale = min(1.0, max_short_side_px / min(width, height), longest / max(width, height))
+    return max(round(width * scale / 2) * 2, 2), max(round(height * scale / 2) * 2, 2)
+
+
+def _open(path: Path) -> InputContainer:
+    """Open a video or say in one sentence why that is impossible."""
+    try:
+        if path.is_file() and path.stat().st_size == 0:
+            raise VideoError(f"{path}: the file is empty (0 bytes); copy or record it again.")
+        # Bytes that are not valid in a name's encoding must not matter: decoding and naming are not strict.
+        return av.open(os.fspath(path.absolute()), metadata_errors="replace", options={"protocol_whitelist": "file"})
+    except FileNotFoundError as error:
+        raise VideoError(f"{path}: there is no such file.") from error
+    except PermissionError as error:
+        raise VideoError(f"{path}: the file cannot be read; ask its owner for permission to read it.") from error
+    except IsADirectoryError as error:
+        raise VideoError(f"{path}: this is a folder, not a video.") from error
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path}: {_why_unreadable(path)}") from error
+
+
+def _why_unreadable(path: Path) -> str:
+    """What a look at the first bytes tells about a file that FFmpeg refuses."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head[4:8] == b"ftyp":
+        return "its index (moov) is missing: the recording or the copy was cut off; copy or record it again."
+    if b"\0" not in head and all(byte >= 32 or byte in b"\t\n\r" for byte in head):
+        return "this is a text file, not a video, whatever its name says."
+    return "this is not a video in any known format, or its beginning is damaged."
+
+
+def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+    """The moving pictures of a file; the cover picture of a song is none."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            stream.thread_type = "AUTO"
+            return stream
+    kind = "only sound, no pictures" if container.streams.audio else "no pictures"
+    raise VideoError(f"{path}: the file holds {kind}; there is nothing to look for faces in.")
+
+
+def _clock_start(container: InputContainer) -> Fraction:
+    """Seconds by which to shift a file's times so that they begin where players begin to count."""
+    if container.format.name in _RESTARTED_CLOCK_FORMATS and container.start_time is not None:
+        return Fraction(container.start_time, av.time_base)
+    return Fraction(0)

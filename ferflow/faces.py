@@ -44,6 +44,32 @@ class CropWindow:
     """How far the face leans clockwise as seen by a viewer; the crop shows it upright."""
 
 
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How much of a face the crops show that a network was trained on, measured on the detector's faces."""
+
+    side_per_box: float
+    """Side of the crop over the mean side of the detector's box."""
+    down_per_box: float
+    """How far the crop's centre lies below the box's centre, towards the chin, over the same length."""
+    is_levelled: bool
+    """Whether the crop is rolled so that the eyes are level."""
+
+
+def face_window(face: Face, framing: Framing) -> CropWindow:
+    """Where to cut a detected face out of its picture so that it fills the crop as the network expects."""
+    box_px = (face.box.width + face.box.height) / 2
+    (right_x, right_y), (left_x, left_y) = face.right_eye_xy, face.left_eye_xy
+    roll = math.atan2(left_y - right_y, left_x - right_x) if framing.is_levelled else 0.0
+    down_px = framing.down_per_box * box_px
+    return CropWindow(
+        center_x=(face.box.x_min + face.box.x_max) / 2 - math.sin(roll) * down_px,
+        center_y=(face.box.y_min + face.box.y_max) / 2 + math.cos(roll) * down_px,
+        side_px=max(framing.side_per_box * box_px, 1.0),
+        roll_degrees=math.degrees(roll),
+    )
+
+
 def crop_gray(image: np.ndarray, window: CropWindow, *, size_px: int, mirror: bool = False) -> np.ndarray:
     """Cut one window out of a picture: the only way by which a face reaches a network, in training and in use.
 

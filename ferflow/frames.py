@@ -229,7 +229,11 @@ class VideoReader:
 
 
 def rewrite_video(
-    source: Path, target: Path, draw: Callable[[Frame], None], *, max_short_side_px: int | None = 1080
+    source: Path,
+    target: Path,
+    draw: Callable[[Iterator[Frame], float], Iterator[Frame]],
+    *,
+    max_short_side_px: int | None = 1080,
 ) -> None:
     """Draw on every frame of a video and write it as MP4 that browsers play, sound and frame times kept.
 
@@ -239,7 +243,8 @@ def rewrite_video(
     Args:
         source: the video.
         target: the MP4 to write.
-        draw: changes `image_rgb` of each frame in place; gets the picture at the size at which it is written.
+        draw: gets the frames at the size at which they are written, and their pixels per pixel of the source;
+            gives them back with `image_rgb` changed in place.
         max_short_side_px: scale down what is larger, 1080 meaning 1920 x 1080 or 1080 x 1920; None keeps the size.
 
     Raises:
@@ -255,7 +260,10 @@ def rewrite_video(
 
 
 def _drawn_packets(
-    reader: VideoReader, output: OutputContainer, draw: Callable[[Frame], None], size_wh: tuple[int, int]
+    reader: VideoReader,
+    output: OutputContainer,
+    draw: Callable[[Iterator[Frame], float], Iterator[Frame]],
+    size_wh: tuple[int, int],
 ) -> Iterator[av.Packet]:
     """Add the video stream; the iterator then decodes, draws and encodes."""
     video = output.add_stream("libx264", options={"preset": "veryfast", "crf": "23"})
@@ -273,8 +281,7 @@ def _drawn_packets(
 
     def packets() -> Iterator[av.Packet]:
         durations: dict[int, int] = {}
-        for frame in reader.frames(size_wh=size_wh):
-            draw(frame)
+        for frame in draw(reader.frames(size_wh=size_wh), size_wh[1] / reader.height):
             picture = VideoFrame.from_ndarray(frame.image_rgb, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
             )

@@ -76,7 +76,7 @@ class FaceRow:
     face: Face
     """Where."""
     probabilities: tuple[float, ...]
-    """One number per class in the order of EMOTIONS, sum 1."""
+    """One number per class in the order of EMOTIONS, sum 1; empty until the face is scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,24 @@ class VideoInfo:
     """Whether there is a sound track."""
     warning: str | None
     """What was wrong with the file although frames could be read (cut off, damaged frames), or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """How one video's faces came about; travels inside the faces file."""
+
+    video_id: str
+    """Hash of the file's bytes."""
+    source: str
+    """The file's path or address."""
+    model_version: str
+    """The weights that scored the faces."""
+    settings_hash: str
+    """Names the settings that the result depends on."""
+    started_at: datetime
+    """When the first frame was read, UTC."""
+    info: VideoInfo
+    """What decoding told about the video."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,4 +184,4 @@ class VideoSummary:
     processed_at: datetime
     """When the result was finished, UTC."""
     processing_seconds: float
-    """Wall time of all stages together."""
+    """From the first frame read to the finished result."""

@@ -10,14 +10,14 @@ MAX_MISSED_SECONDS = 1.0
 
 # Distances are in face sizes (the geometric mean of a box's sides, about 0.19 m on a person), so that one set of
 # numbers fits a face of 20 px and one of 1000 px.
-_REACH = 0.5  # a detector's jitter and a turn of the head between two neighbouring frames
-_REACH_PER_SECOND = 3.0  # how far a motion that nobody foresaw may take a face
+_REACH = 0.4  # a detector's jitter and a turn of the head between two neighbouring frames
+_REACH_PER_SECOND = 4.0  # how far a motion that nobody foresaw may take a face
 _MOST_REACH = 1.5  # people side by side are 1.2 sizes (cheek to cheek) to 3 sizes apart
-_RATIO = math.log(1.6)  # largest change of size between neighbouring frames, as a logarithm
+_RATIO = math.log(1.4)  # largest change of size between neighbouring frames, as a logarithm
 _RATIO_PER_SECOND = math.log(1.5)
 _MOST_RATIO = math.log(2.2)
 _COST_PER_SECOND = 0.5  # a track seen a moment ago wins over one that was lost nearby
-_VELOCITY_SECONDS = 0.3  # memory of the velocity: long against a detector's jitter at 60 fps, short against a step
+_VELOCITY_SECONDS = 0.15  # memory of the velocity: long against jitter at 60 fps, short against a change of pace
 
 
 @dataclass(slots=True)

@@ -1,0 +1,72 @@
+"""configs/*.toml -> Settings: everything a user can set about an analysis, read once at the entry."""
+
+import difflib
+import hashlib
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ferflow.errors import ConfigError
+
+_RESULT_VERSION = 1
+# Raise it when a change of the code changes results that are already there: then they are made anew.
+
+
+class Settings(BaseModel):
+    """What the result of an analysis depends on, beside the video and the model's weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    model: str = "default"
+    """The emotion model: `default`, the version of an installed one, or the folder of another."""
+    max_fps: float = Field(0.0, ge=0)
+    """Look at no more than this many frames of each second, for long recordings; 0 looks at every frame."""
+    annotate: bool = True
+    """Write a copy of each video with boxes and labels drawn."""
+    annotated_short_side_px: int = Field(1080, ge=0)
+    """Scale the annotated video down to this short side, in pixels; 0 keeps every size."""
+    smoothing_seconds: float = Field(0.5, ge=0)
+    """Average the scores of a face over this time before naming its emotion in segments and labels."""
+    min_segment_seconds: float = Field(0.4, ge=0)
+    """Take a shorter flicker of another emotion for noise."""
+
+    @property
+    def settings_hash(self) -> str:
+        """Names these settings: results made with equal ones are not made again. The model counts by its version."""
+        content = self.model_dump_json(exclude={"model"})
+        return hashlib.sha256(f"{_RESULT_VERSION}:{content}".encode()).hexdigest()[:12]
+
+
+def load_settings(path: Path | None, **changes: object) -> Settings:
+    """Read settings from a TOML file.
+
+    Args:
+        path: the file, or None for the defaults.
+        changes: single settings that win over the file's; None changes nothing.
+
+    Raises:
+        ConfigError: the file is not there, is not TOML, has an unknown key or a value without meaning.
+    """
+    where = "the settings" if path is None else str(path)
+    try:
+        values = {} if path is None else tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{where}: the settings file cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: this is not a TOML file: {error}.") from error
+    values |= {name: value for name, value in changes.items() if value is not None}
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(where, problem) for problem in error.errors())) from error
+
+
+def _explain(where: str, problem: object) -> str:
+    assert isinstance(problem, dict)
+    name = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, Settings.model_fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(Settings.model_fields)}."
+        return f"{where}: there is no setting {name}; {hint}"
+    return f"{where}: {name} = {problem['input']!r} has no meaning: {problem['msg'].lower()}."

@@ -1,0 +1,204 @@
+"""scored faces <-> Parquet: the tables' schemas; the only Parquet code."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ferflow.emotions import EMOTIONS
+from ferflow.records import Analysis, FaceColumns, FaceRow, Segment, VideoInfo, VideoSummary
+from ferflow.storage import part_file
+
+_EMOTION_TYPE = pa.dictionary(pa.int8(), pa.string())
+_ROWS_AT_ONCE = 8192
+# Rows kept before they are written: about 1 MB, whatever the length of the video.
+_ANALYSIS_KEY = b"ferflow.analysis"
+
+
+def _column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"meaning": meaning})
+
+
+FACES_SCHEMA = pa.schema(
+    [
+        _column("video_id", pa.string(), "hash of the file's bytes: the same video under another name has the same"),
+        _column("source", pa.string(), "path of the video"),
+        _column("frame_index", pa.int32(), "position among the decoded frames, from 0"),
+        _column("pts_seconds", pa.float64(), "when the frame appears, as the file states it"),
+        _column("frame_seconds", pa.float64(), "how long the frame is shown"),
+        _column("track_id", pa.int32(), "the person, within this video"),
+        _column("x_min", pa.float32(), "left edge of the face in pixels of the video as it is seen"),
+        _column("y_min", pa.float32(), "top edge"),
+        _column("x_max", pa.float32(), "right edge, exclusive"),
+        _column("y_max", pa.float32(), "bottom edge, exclusive"),
+        _column("right_eye_x", pa.float32(), "the person's right eye"),
+        _column("right_eye_y", pa.float32(), "the person's right eye"),
+        _column("left_eye_x", pa.float32(), "the person's left eye"),
+        _column("left_eye_y", pa.float32(), "the person's left eye"),
+        _column("detection_score", pa.float32(), "how sure the detector is, 0 to 1"),
+        *(_column(emotion, pa.float32(), "probability, 0 to 1; the seven sum to 1") for emotion in EMOTIONS),
+        _column("emotion", _EMOTION_TYPE, "the most probable of the seven in this frame alone"),
+        _column("model_version", pa.string(), "the weights that scored the face"),
+    ]
+)
+"""One row a face a frame."""
+
+SEGMENTS_SCHEMA = pa.schema(
+    [
+        _column("video_id", pa.string(), "as in `faces`"),
+        _column("track_id", pa.int32(), "the person, within this video"),
+        _column("emotion", _EMOTION_TYPE, "what the person shows during the segment"),
+        _column("start_seconds", pa.float64(), "when it begins"),
+        _column("end_seconds", pa.float64(), "when it ends"),
+        _column("mean_probability", pa.float32(), "mean probability of this emotion over the segment, 0 to 1"),
+    ]
+)
+"""One row a stretch of time in which a person shows one emotion."""
+
+VIDEOS_SCHEMA = pa.schema(
+    [
+        _column("video_id", pa.string(), "hash of the file's bytes"),
+        _column("source", pa.string(), "path of the video"),
+        _column("status", pa.string(), "`done` or `failed`"),
+        _column("error", pa.string(), "what is wrong with the file; for a `done` one what could not be read of it"),
+        _column("duration_seconds", pa.float64(), "when the last frame ends"),
+        _column("frame_count", pa.int32(), "frames that could be decoded"),
+        _column("width", pa.int32(), "pixels across, as the video is seen"),
+        _column("height", pa.int32(), "pixels down, as the video is seen"),
+        _column("fps", pa.float64(), "frames a second, on average"),
+        _column("has_audio", pa.bool_(), "whether there is a sound track"),
+        _column("face_count", pa.int32(), "rows in `faces`"),
+        _column("track_count", pa.int32(), "people, as far as they can be told apart by their place"),
+        _column("dominant_emotion", pa.string(), "the emotion shown for the longest time; empty without faces"),
+        *(
+            _column(f"share_{emotion}", pa.float32(), "share of the time of all faces; the seven sum to 1")
+            for emotion in EMOTIONS
+        ),
+        _column("annotated_path", pa.string(), "the annotated video, within the results folder"),
+        _column("timeline_path", pa.string(), "the timeline picture, within the results folder"),
+        _column("model_version", pa.string(), "the weights that scored the faces"),
+        _column("settings_hash", pa.string(), "names the settings that the result depends on"),
+        _column("processed_at", pa.timestamp("us", tz="UTC"), "when the result was finished"),
+        _column("processing_seconds", pa.float64(), "from the first frame read to the finished result"),
+    ]
+)
+"""One row a video."""
+
+TABLES = {"faces": FACES_SCHEMA, "videos": VIDEOS_SCHEMA, "segments": SEGMENTS_SCHEMA}
+"""Every table by the name of its folder."""
+
+
+def write_empty_table(path: Path, schema: pa.Schema, *, parts: Path) -> None:
+    """Write a file with the columns and no rows, so that a folder can be read before the first result is there."""
+    with part_file(path, folder=parts) as part:
+        pq.write_table(schema.empty_table(), part)
+
+
+def write_faces(path: Path, rows: Iterable[FaceRow], describe: Callable[[], Analysis], *, parts: Path) -> None:
+    """Write one video's faces as they come; the file appears when the last one is there.
+
+    Args:
+        path: the Parquet file.
+        rows: the faces in order of time; memory does not grow with their number.
+        describe: called after the last row: what is then known of the video, kept inside the file.
+        parts: folder for the unfinished file, on the same disk.
+    """
+    with part_file(path, folder=parts) as part, pq.ParquetWriter(part, FACES_SCHEMA, compression="zstd") as writer:
+        waiting = iter(rows)
+        while batch := list(islice(waiting, _ROWS_AT_ONCE)):
+            writer.write_table(_faces_table(batch, describe()))
+        analysis = dataclasses.asdict(describe())
+        writer.add_key_value_metadata({_ANALYSIS_KEY: json.dumps(analysis, default=datetime.isoformat).encode()})
+
+
+def read_faces(path: Path) -> tuple[FaceColumns, Analysis]:
+    """Read what `write_faces` wrote."""
+    # Not pandas and not pyarrow.dataset: importing either costs more CPU than a short clip's whole analysis.
+    with pq.ParquetFile(path) as file:
+        table = file.read()
+        described = json.loads(file.metadata.metadata[_ANALYSIS_KEY])
+
+    def column(name: str) -> np.ndarray:
+        array: np.ndarray = table.column(name).to_numpy()
+        return array
+
+    faces = FaceColumns(
+        frame_index=column("frame_index"),
+        pts_seconds=column("pts_seconds"),
+        frame_seconds=column("frame_seconds"),
+        track_id=column("track_id"),
+        boxes_xyxy=np.stack([column(name) for name in ("x_min", "y_min", "x_max", "y_max")], axis=1),
+        probabilities=np.stack([column(emotion) for emotion in EMOTIONS], axis=1),
+    )
+    info = VideoInfo(**described.pop("info"))
+    started_at = datetime.fromisoformat(described.pop("started_at"))
+    return faces, Analysis(**described, info=info, started_at=started_at)
+
+
+def write_segments(path: Path, segments: Sequence[Segment], *, video_id: str, parts: Path) -> None:
+    """Write one video's segments."""
+    columns = {
+        "video_id": [video_id] * len(segments),
+        **{name: [getattr(segment, name) for segment in segments] for name in SEGMENTS_SCHEMA.names[1:]},
+    }
+    with part_file(path, folder=parts) as part:
+        pq.write_table(pa.table(columns, schema=SEGMENTS_SCHEMA), part)
+
+
+def write_video(path: Path, summary: VideoSummary, *, parts: Path) -> None:
+    """Write one video's row: the last file of a video, so that its being there means that all the others are."""
+    row = dataclasses.asdict(summary)
+    info = row.pop("info") or dict.fromkeys(field.name for field in dataclasses.fields(VideoInfo))
+    info.pop("warning")
+    shares = row.pop("emotion_shares") or (None,) * len(EMOTIONS)
+    row |= info | {f"share_{emotion}": share for emotion, share in zip(EMOTIONS, shares, strict=True)}
+    with part_file(path, folder=parts) as part:
+        pq.write_table(pa.Table.from_pylist([row], schema=VIDEOS_SCHEMA), part)
+
+
+def read_video(path: Path) -> VideoSummary | None:
+    """Read what `write_video` wrote; None when there is no such file."""
+    try:
+        with pq.ParquetFile(path) as file:
+            (row,) = file.read().to_pylist()
+    except FileNotFoundError:
+        return None
+    shares = tuple(row.pop(f"share_{emotion}") for emotion in EMOTIONS)
+    in_info = [field.name for field in dataclasses.fields(VideoInfo) if field.name != "warning"]
+    info = {name: row.pop(name) for name in in_info}
+    is_decoded = info["frame_count"] is not None
+    return VideoSummary(
+        **row,
+        info=VideoInfo(**info, warning=row["error"] if is_decoded else None) if is_decoded else None,
+        emotion_shares=None if shares[0] is None else shares,
+    )
+
+
+def _faces_table(rows: Sequence[FaceRow], analysis: Analysis) -> pa.Table:
+    count = len(rows)
+    probabilities = np.array([row.probabilities for row in rows], np.float32)
+    boxes = np.array([dataclasses.astuple(row.face.box) for row in rows], np.float32)
+    eyes = np.array([row.face.right_eye_xy + row.face.left_eye_xy for row in rows], np.float32)
+    best = pa.DictionaryArray.from_arrays(probabilities.argmax(axis=1).astype(np.int8), pa.array(EMOTIONS))
+    columns: dict[str, Any] = {
+        "video_id": [analysis.video_id] * count,
+        "source": [analysis.source] * count,
+        "frame_index": [row.frame_index for row in rows],
+        "pts_seconds": [row.pts_seconds for row in rows],
+        "frame_seconds": [row.frame_seconds for row in rows],
+        "track_id": [row.track_id for row in rows],
+        **dict(zip(("x_min", "y_min", "x_max", "y_max"), boxes.T, strict=True)),
+        **dict(zip(("right_eye_x", "right_eye_y", "left_eye_x", "left_eye_y"), eyes.T, strict=True)),
+        "detection_score": [row.face.score for row in rows],
+        **dict(zip(EMOTIONS, probabilities.T, strict=True)),
+        "emotion": best,
+        "model_version": [analysis.model_version] * count,
+    }
+    return pa.table(columns, schema=FACES_SCHEMA)

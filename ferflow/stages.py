@@ -1,0 +1,215 @@
+"""one video -> its rows, its annotated copy, its summary: the stages, each paths in and a path out."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from ferflow.config import Settings
+from ferflow.emotions import EmotionClassifier, classify_in_batches
+from ferflow.errors import VideoError
+from ferflow.faces import FaceDetector, crop_gray, face_window
+from ferflow.frames import VideoReader, rewrite_video
+from ferflow.overlay import draw_frames
+from ferflow.records import Analysis, Face, FaceColumns, FaceRow, Frame, Segment, VideoSummary
+from ferflow.rows import read_faces, write_faces, write_segments, write_video
+from ferflow.storage import Results
+from ferflow.summary import (
+    dominant_emotion,
+    draw_timeline,
+    emotion_of_rows,
+    emotion_shares,
+    find_segments,
+    smooth_probabilities,
+)
+from ferflow.tracks import Tracker
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int | None], None]
+"""Called after every frame with the number of frames done and, if it is known, of all frames."""
+
+
+def analyze_video(
+    source: Path,
+    results: Results,
+    *,
+    video_id: str,
+    detector: FaceDetector,
+    classifier: EmotionClassifier,
+    settings: Settings,
+    progress: Progress | None = None,
+) -> Path:
+    """Find, follow and score every face of a video; write them as one file of the faces table.
+
+    Returns:
+        The Parquet file; a video without faces gives one without rows.
+
+    Raises:
+        VideoError: the video cannot be read.
+    """
+    started_at = datetime.now(UTC)
+    path = results.rows("faces", video_id)
+    with VideoReader(source) as reader:
+
+        def describe() -> Analysis:
+            return Analysis(
+                video_id=video_id,
+                source=str(source),
+                model_version=classifier.version,
+                settings_hash=settings.settings_hash,
+                started_at=started_at,
+                info=reader.info,
+            )
+
+        frames = reader.frames(max_fps=settings.max_fps or None)
+        if progress is not None:
+            frames = _counted(frames, progress, reader.frames_expected)
+        write_faces(path, _scored(frames, detector, classifier), describe, parts=results.parts)
+    return path
+
+
+def annotate_video(
+    source: Path, faces_path: Path, results: Results, *, settings: Settings, progress: Progress | None = None
+) -> Path:
+    """Write a copy of a video with its faces' boxes and labels.
+
+    Args:
+        source: the video.
+        faces_path: what `analyze_video` made of it.
+        results: where to write.
+        settings: those of the analysis.
+        progress: told of every frame.
+
+    Returns:
+        The MP4 file.
+
+    Raises:
+        VideoError: the video cannot be read.
+    """
+    faces, analysis = read_faces(faces_path)
+    emotions = emotion_of_rows(faces, _segments(faces, settings))
+    smoothed = replace(
+        faces, probabilities=smooth_probabilities(faces, window_seconds=settings.smoothing_seconds)
+    )
+    path = results.annotated(analysis.source, analysis.video_id)
+
+    def draw(frames: Iterator[Frame], scale: float) -> Iterator[Frame]:
+        if progress is not None:
+            frames = _counted(frames, progress, analysis.info.frame_count)
+        return draw_frames(frames, smoothed, emotions, scale=scale)
+
+    rewrite_video(source, path, draw, max_short_side_px=settings.annotated_short_side_px or None)
+    return path
+
+
+def summarize_video(faces_path: Path, annotated_path: Path | None, results: Results, *, settings: Settings) -> Path:
+    """Write a video's segments, its timeline picture and, last of all, its row of the videos table.
+
+    Args:
+        faces_path: what `analyze_video` made of the video.
+        annotated_path: what `annotate_video` made of it; None if it is not wanted.
+        results: where to write.
+        settings: those of the analysis.
+
+    Returns:
+        The Parquet file with the video's row; its being there means that everything else is.
+    """
+    faces, analysis = read_faces(faces_path)
+    segments = _segments(faces, settings)
+    write_segments(
+        results.rows("segments", analysis.video_id), segments, video_id=analysis.video_id, parts=results.parts
+    )
+    timeline_path = results.timeline(analysis.source, analysis.video_id)
+    timeline_path.parent.mkdir(parents=True, exist_ok=True)
+    draw_timeline(
+        faces,
+        segments,
+        timeline_path,
+        title=Path(analysis.source).name,
+        duration_seconds=analysis.info.duration_seconds,
+    )
+    shares = emotion_shares(faces, segments)
+    finished_at = datetime.now(UTC)
+    path = results.rows("videos", analysis.video_id)
+    summary = VideoSummary(
+        video_id=analysis.video_id,
+        source=analysis.source,
+        status="done",
+        error=analysis.info.warning,
+        info=analysis.info,
+        face_count=len(faces.track_id),
+        track_count=len(np.unique(faces.track_id)),
+        dominant_emotion=dominant_emotion(shares),
+        emotion_shares=shares,
+        annotated_path=None if annotated_path is None else annotated_path.relative_to(results.root).as_posix(),
+        timeline_path=timeline_path.relative_to(results.root).as_posix(),
+        model_version=analysis.model_version,
+        settings_hash=analysis.settings_hash,
+        processed_at=finished_at,
+        processing_seconds=(finished_at - analysis.started_at).total_seconds(),
+    )
+    write_video(path, summary, parts=results.parts)
+    return path
+
+
+def record_failure(
+    source: Path, error: VideoError, results: Results, *, video_id: str, model_version: str, settings: Settings
+) -> Path:
+    """Write the row of a video that cannot be analysed, and take away what an earlier analysis left of it.
+
+    Returns:
+        The Parquet file with the video's row.
+    """
+    results.rows("faces", video_id).unlink(missing_ok=True)
+    results.rows("segments", video_id).unlink(missing_ok=True)
+    path = results.rows("videos", video_id)
+    summary = VideoSummary(
+        video_id=video_id,
+        source=str(source),
+        status="failed",
+        error=str(error).removeprefix(f"{source}: "),
+        info=None,
+        face_count=0,
+        track_count=0,
+        dominant_emotion=None,
+        emotion_shares=None,
+        annotated_path=None,
+        timeline_path=None,
+        model_version=model_version,
+        settings_hash=settings.settings_hash,
+        processed_at=datetime.now(UTC),
+        processing_seconds=0.0,
+    )
+    write_video(path, summary, parts=results.parts)
+    return path
+
+
+def _scored(frames: Iterable[Frame], detector: FaceDetector, classifier: EmotionClassifier) -> Iterator[FaceRow]:
+    """Every face of every frame, scored in batches that reach across frames."""
+    tracker = Tracker()
+
+    def crops() -> Iterator[tuple[FaceRow, np.ndarray]]:
+        for frame in frames:
+            faces = detector.detect(frame.image_rgb)
+            for face, track_id in zip(faces, tracker.assign(faces, float(frame.pts)), strict=True):
+                window = face_window(face, classifier.framing)
+                # The row goes on without the picture: those of a whole batch would take 200 MB at 1080p.
+                row = FaceRow(frame.index, float(frame.pts), float(frame.duration), track_id, face, probabilities=())
+                yield row, crop_gray(frame.image_rgb, window, size_px=classifier.crop_size_px)
+
+    for row, probabilities in classify_in_batches(crops(), classifier):
+        yield replace(row, probabilities=tuple(probabilities.tolist()))
+
+
+def _segments(faces: FaceColumns, settings: Settings) -> list[Segment]:
+    return find_segments(faces, window_seconds=settings.smoothing_seconds, min_seconds=settings.min_segment_seconds)
+
+
+def _counted(frames: Iterable[Frame], progress: Progress, expected: int | None) -> Iterator[Frame]:
+    for done, frame in enumerate(frames, start=1):
+        yield frame
+        progress(done, expected)

@@ -1,0 +1,175 @@
+"""the command line: `ferflow analyze`, `ferflow demo`, `ferflow train`"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ferflow.errors import FerflowError
+
+if TYPE_CHECKING:
+    from ferflow.config import Settings
+
+EXIT_SOME_FAILED, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 all well, 1 some videos failed, 2 nothing could be done."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = _parser(argv).parse_args(argv)
+    _set_up_logging(verbose=args.verbose)
+    try:
+        status: int = args.run(args)
+    except FerflowError as error:
+        print(f"ferflow: {error}", file=sys.stderr)
+        return EXIT_UNUSABLE
+    except OSError as error:
+        # A full disk, a folder that was taken away: what is wrong is known, though not in whose file.
+        print(f"ferflow: {error}", file=sys.stderr)
+        return EXIT_UNUSABLE
+    except KeyboardInterrupt:
+        print("ferflow: stopped; finished videos are kept, the same command goes on with the others.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return status
+
+
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ferflow", description="Finds faces in videos and tells which emotion each shows, frame by frame."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (summary, add_arguments, run) in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        command.set_defaults(run=run)
+        command.add_argument("-v", "--verbose", action="store_true", help="tell more of what is done")
+        # A command's options are made of the settings, whose library takes longer to load than --help may.
+        if argv[:1] == [name]:
+            add_arguments(command)
+    return parser
+
+
+def _add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", type=Path, help="a video, or a folder of videos")
+    _add_run_arguments(parser, results=Path("results"))
+    parser.add_argument(
+        "--prefect",
+        action=argparse.BooleanOptionalAction,
+        help="run as a Prefect flow, on the server that PREFECT_API_URL names; this is the default where that is set",
+    )
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser, *, results: Path) -> None:
+    parser.add_argument("--results", metavar="DIR", type=Path, default=results, help="where to write (%(default)s)")
+    parser.add_argument("--force", action="store_true", help="do again what has been done")
+    parser.add_argument("--workers", metavar="N", type=_positive, help="videos at a time (half of the processors)")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file like configs/default.toml")
+    _add_settings(parser)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option for every setting, with its docstring as the help text."""
+    from ferflow.config import Settings
+
+    group = parser.add_argument_group("settings", "each wins over the same setting in --config")
+    for name, field in Settings.model_fields.items():
+        option = f"--{name.replace('_', '-')}"
+        help_text = f"{field.description} ({field.default})"
+        if field.annotation is bool:
+            group.add_argument(option, action=argparse.BooleanOptionalAction, help=help_text)
+        else:
+            group.add_argument(option, metavar="VALUE", type=field.annotation, help=help_text)
+
+
+def _settings(args: argparse.Namespace) -> "Settings":
+    from ferflow.config import Settings, load_settings
+
+    return load_settings(args.config, **{name: getattr(args, name) for name in Settings.model_fields})
+
+
+def _analyze(args: argparse.Namespace) -> int:
+    return _analyze_in_process(args, args.sources)
+
+
+def _analyze_in_process(args: argparse.Namespace, sources: Sequence[Path]) -> int:
+    from ferflow.sources import find_videos, open_results
+
+    settings = _settings(args)
+    videos = find_videos(sources)
+    results = open_results(args.results)
+    from flows.in_process import analyze_in_process
+    from flows.report import Report
+
+    with Report(len(videos)) as report:
+        analyze_in_process(
+            videos, results, settings=settings, force=args.force, workers=_workers(args), listener=report
+        )
+    print(report.conclusion(results))
+    return EXIT_SOME_FAILED if report.failed else 0
+
+
+def _workers(args: argparse.Namespace) -> int:
+    # Decoding and encoding use further threads of their own.
+    return args.workers or max((os.cpu_count() or 1) // 2, 1)
+
+
+def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_run_arguments(parser, results=Path("demo") / "results")
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from ferflow.sample import make_sample_clip
+
+    clip = args.results.parent / "two_people.mp4"
+    make_sample_clip(clip)
+    status = _analyze_in_process(args, [clip])
+
+    import pandas as pd
+
+    faces = pd.read_parquet(args.results / "faces")
+    print(f"\npandas.read_parquet({str(args.results / 'faces')!r}), {len(faces)} rows, five of them:")
+    columns = ["frame_index", "pts_seconds", "track_id", "x_min", "y_min", "happy", "neutral", "emotion"]
+    print(faces[columns].iloc[:: max(len(faces) // 5, 1)].head(5).round(2).to_string(index=False))
+    print("\nFiles:")
+    for path in [clip, *sorted(path for path in args.results.rglob("*") if path.is_file())]:
+        print(f"  {path}")
+    return status
+
+
+def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", type=Path, help="labelled faces: train/<emotion>/*.jpg, test/<emotion>/*.jpg")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file like configs/train.toml, the default")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="where to write (%(default)s)")
+
+
+def _train(args: argparse.Namespace) -> int:
+    from training.fit import train
+
+    print(f"The model is in {train(args.data, args.config, args.out)}")
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _set_up_logging(*, verbose: bool) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("ferflow").setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+_Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
+_COMMANDS: dict[str, _Command] = {
+    "analyze": (
+        "find faces and their emotions in videos, write tables and annotated videos",
+        _add_analyze_arguments,
+        _analyze,
+    ),
+    "demo": ("make a short clip, analyse it and show what comes out", _add_demo_arguments, _demo),
+    "train": ("train an emotion model on labelled faces", _add_train_arguments, _train),
+}

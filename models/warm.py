@@ -1,0 +1,41 @@
+"""settings -> the detector and the classifier, loaded once per thread and kept for every video that follows."""
+
+import atexit
+import contextlib
+import threading
+
+from models.emotion_classifier import EmotionModel
+from models.face_detector import MediaPipeFaceDetector
+from models.store import find_model
+
+_thread = threading.local()
+_closing = contextlib.ExitStack()
+_lock = threading.Lock()
+atexit.register(_closing.close)
+
+
+def warm_detector() -> MediaPipeFaceDetector:
+    """This thread's face detector.
+
+    Raises:
+        ModelError: MediaPipe's weights or system libraries are missing.
+    """
+    if not hasattr(_thread, "detector"):
+        with _lock:
+            _thread.detector = _closing.enter_context(MediaPipeFaceDetector())
+    detector: MediaPipeFaceDetector = _thread.detector
+    return detector
+
+
+def warm_classifier(name: str) -> EmotionModel:
+    """This thread's emotion model of a name, as `find_model` reads it.
+
+    Raises:
+        ModelError: there is no such model, or it does not fit.
+    """
+    folder = find_model(name)
+    if getattr(_thread, "classifier_folder", None) != folder:
+        _thread.classifier = EmotionModel(folder)
+        _thread.classifier_folder = folder
+    classifier: EmotionModel = _thread.classifier
+    return classifier

@@ -1,0 +1,128 @@
+"""what tests stand on -> real media, real faces, and the folder of shared videos"""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+_TICKS_PER_SECOND = 90_000
+_SAMPLES_PER_SECOND = 48_000
+
+
+@pytest.fixture(scope="session")
+def make_video() -> Callable[..., Path]:
+    """`make_video(path, ...)` writes a real video, its format chosen by the path's ending, and returns the path."""
+    return _make_video
+
+
+@pytest.fixture(scope="session")
+def astronaut() -> np.ndarray:
+    """A portrait whose face fills a fifth of the picture: uint8 (512, 512, 3) RGB."""
+    import skimage.data
+
+    return np.ascontiguousarray(skimage.data.astronaut())
+
+
+@pytest.fixture(scope="session")
+def grace_hopper() -> np.ndarray:
+    """A portrait whose face fills a tenth of the picture: uint8 (600, 512, 3) RGB."""
+    import matplotlib.cbook
+    import matplotlib.image
+
+    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
+        return np.ascontiguousarray(matplotlib.image.imread(file, format="jpg"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of videos and labelled faces beside the checkout; a clone elsewhere has none and skips the test."""
+    folder = Path(__file__).parents[1].parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there: these videos are not part of the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ffprobe() -> str:
+    """FFmpeg's own judge of a written video, which decodes without this project's code."""
+    found = shutil.which("ffprobe")
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("ffprobe is missing, and CI may skip nothing: install ffmpeg")
+        pytest.skip("ffprobe is not installed: `sudo apt-get install ffmpeg`")
+    return found
+
+
+def _make_video(
+    path: Path,
+    *,
+    frame_count: int = 10,
+    fps: int | Fraction = 10,
+    width: int = 320,
+    height: int = 240,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    pts: Sequence[float] | None = None,
+    audio_seconds: float = 0,
+    image: np.ndarray | Callable[[int], np.ndarray] | None = None,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Encode a video.
+
+    Args:
+        path: the file; its ending chooses the format.
+        frame_count: number of frames; with `pts` their number counts.
+        fps: frames a second.
+        width: pixels across; an image decides it.
+        height: pixels down; an image decides it.
+        codec: FFmpeg's name of the video encoder.
+        pix_fmt: FFmpeg's name of the pixel format.
+        pts: seconds at which each frame appears, for a rate that varies.
+        audio_seconds: length of a stereo tone; 0 for no sound track.
+        image: uint8 (height, width, 3) RGB shown in every frame, or what makes one of a frame's index;
+            None is a grey ramp that moves, different in each frame and without a face.
+        options: further options of the encoder.
+    """
+    ramp = (np.indices((height, width)).sum(axis=0) % 256).astype(np.uint8)
+
+    def draw(index: int) -> np.ndarray:
+        if image is None:
+            return np.repeat(np.roll(ramp, 8 * index, axis=1)[..., None], 3, axis=2)
+        return np.ascontiguousarray(image(index) if callable(image) else image)
+
+    height, width = draw(0).shape[:2]
+    time_base = 1 / Fraction(fps) if pts is None else Fraction(1, _TICKS_PER_SECOND)
+    ticks = list(range(frame_count)) if pts is None else [round(seconds * _TICKS_PER_SECOND) for seconds in pts]
+    usual_step = round(1 / fps / time_base)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(path, "w") as output:
+        video: Any = output.add_stream(codec, rate=Fraction(fps), options=options or {})
+        video.width, video.height, video.pix_fmt = width, height, pix_fmt
+        video.codec_context.time_base = time_base
+        if pts is not None:
+            # MP4 adds up decoding times, which are not those of showing where frames are reordered.
+            video.codec_context.max_b_frames = 0
+        sound: Any = output.add_stream(output.default_audio_codec, rate=_SAMPLES_PER_SECOND) if audio_seconds else None
+        if sound is not None:
+            sound.codec_context.layout = "stereo"
+        for index, tick in enumerate(ticks):
+            frame = av.VideoFrame.from_ndarray(draw(index), format="rgb24")
+            frame.pts, frame.time_base = tick, time_base
+            frame.duration = ticks[index + 1] - tick if index + 1 < len(ticks) else usual_step
+            output.mux(video.encode(frame))
+        output.mux(video.encode(None))
+        if sound is not None:
+            samples = np.arange(round(audio_seconds * _SAMPLES_PER_SECOND))
+            tone = (0.2 * np.sin(2 * np.pi * 440 / _SAMPLES_PER_SECOND * samples)).astype(np.float32)
+            audio = av.AudioFrame.from_ndarray(np.stack([tone, tone]), format="fltp", layout="stereo")
+            audio.sample_rate, audio.pts, audio.time_base = _SAMPLES_PER_SECOND, 0, Fraction(1, _SAMPLES_PER_SECOND)
+            output.mux(sound.encode(audio))
+            output.mux(sound.encode(None))
+    return path

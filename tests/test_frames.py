@@ -1,0 +1,296 @@
+"""Videos as files and as frames: real media, the awkward ones named by their defect."""
+
+import csv
+import json
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from ferflow.errors import VideoError
+from ferflow.frames import VideoReader, rewrite_video
+from ferflow.records import VideoInfo
+
+
+def read_all(path: Path) -> tuple[list[float], VideoInfo]:
+    with VideoReader(path) as reader:
+        times = [float(frame.pts) for frame in reader.frames()]
+        return times, reader.info
+
+
+def copy(source: Path, target: Path, **options: Any) -> Path:
+    rewrite_video(source, target, lambda frames, scale: frames, **options)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pix_fmt"),
+    [
+        (".mp4", "libx264", "yuv420p"),
+        (".mov", "libx264", "yuv444p"),
+        (".mkv", "libx265", "yuv420p10le"),
+        (".webm", "libvpx", "yuv420p"),
+        (".webm", "libvpx-vp9", "yuv420p"),
+        (".mkv", "libsvtav1", "yuv420p"),
+        (".avi", "mpeg4", "yuv420p"),
+        (".avi", "mjpeg", "yuvj420p"),
+        (".flv", "libx264", "yuv420p"),
+        (".mpg", "mpeg2video", "yuv420p"),
+        (".ts", "libx264", "yuv420p"),
+    ],
+)
+def test_every_container_and_codec_gives_all_its_frames(make_video, tmp_path, suffix, codec, pix_fmt):
+    source = make_video(tmp_path / f"clip{suffix}", frame_count=12, fps=25, codec=codec, pix_fmt=pix_fmt)
+    times, info = read_all(source)
+    assert info.frame_count == 12
+    assert (info.width, info.height, info.warning) == (320, 240, None)
+    assert times[0] == pytest.approx(0, abs=0.09)
+    assert np.diff(times) == pytest.approx(0.04, abs=0.002)
+
+
+def test_a_gif_gives_its_frames(make_video, tmp_path):
+    times, info = read_all(make_video(tmp_path / "clip.gif", frame_count=5, fps=10, codec="gif", pix_fmt="rgb8"))
+    assert info.frame_count == 5
+    assert times == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_times_are_those_of_the_file_not_index_over_rate(make_video, tmp_path):
+    seconds = [0.0, 0.04, 0.2, 0.24, 1.0, 1.04]
+    source = make_video(tmp_path / "uneven.mp4", frame_count=6, fps=25, pts=seconds)
+    with VideoReader(source) as reader:
+        frames = list(reader.frames())
+    assert [float(frame.pts) for frame in frames] == pytest.approx(seconds)
+    assert all(isinstance(frame.pts, Fraction) for frame in frames)
+    assert [float(frame.duration) for frame in frames[:-1]] == pytest.approx(np.diff(seconds))
+    assert frames[-1].duration > 0
+
+
+def test_frames_left_out_lengthen_those_before_them(make_video, tmp_path):
+    source = make_video(tmp_path / "clip.mp4", frame_count=30, fps=30)
+    with VideoReader(source) as reader:
+        frames = list(reader.frames(max_fps=10))
+        assert reader.info.frame_count == 30
+    assert [frame.index for frame in frames] == list(range(0, 30, 3))
+    assert [float(frame.duration) for frame in frames] == pytest.approx([0.1] * 10)
+
+
+def test_a_frame_is_contiguous_whatever_its_width(make_video, tmp_path):
+    for width in (298, 300, 596):
+        source = make_video(tmp_path / f"{width}.mp4", frame_count=1, width=width, height=336)
+        with VideoReader(source) as reader:
+            image = next(reader.frames()).image_rgb
+        assert image.shape == (336, width, 3)
+        assert image.flags.c_contiguous
+
+
+def test_a_rotated_video_is_seen_upright(make_video, tmp_path, astronaut):
+    upright = astronaut[:, 100:400]
+    lying = make_video(
+        tmp_path / "lying.mp4", frame_count=3, width=512, height=300, image=np.ascontiguousarray(np.rot90(upright, -1))
+    )
+    rotated = tmp_path / "rotated.mp4"
+    with av.open(str(lying)) as source, av.open(str(rotated), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        stream.set_display_rotation(90)
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    with VideoReader(rotated) as reader:
+        assert (reader.width, reader.height) == (300, 512)
+        image = next(reader.frames()).image_rgb
+    assert np.abs(image.astype(int) - upright).mean() < 12
+
+
+BROKEN = {
+    "empty.mp4": (b"", "the file is empty"),
+    "text.mp4": (b"Dear all,\nhere is the video.\n" * 40, "this is a text file"),
+    "noise.mp4": (bytes(range(256)) * 64, "not a video in any known format"),
+    "playlist.mp4": (b"#EXTM3U\n#EXTINF:1,\nhttp://192.0.2.1/a.ts\n", "this is a text file"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_refused_in_one_sentence(tmp_path, name):
+    content, why = BROKEN[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match=why) as caught:
+        VideoReader(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_without_its_index_is_refused(make_video, tmp_path):
+    whole = make_video(tmp_path / "whole.mp4", frame_count=50).read_bytes()
+    cut = tmp_path / "no_moov.mp4"
+    cut.write_bytes(whole[: whole.index(b"moov") - 10])
+    with pytest.raises(VideoError, match="its index .* is missing"):
+        VideoReader(cut)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(VideoError, match=r"gone\.mp4: there is no such file"):
+        VideoReader(tmp_path / "gone.mp4")
+
+
+def test_sound_without_pictures_is_refused(make_video, tmp_path):
+    source = make_video(tmp_path / "clip.mp4", frame_count=10, audio_seconds=1)
+    only_sound = tmp_path / "only_sound.mp4"
+    with av.open(str(source)) as whole, av.open(str(only_sound), "w") as target:
+        stream = target.add_stream_from_template(whole.streams.audio[0])
+        for packet in whole.demux(audio=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    with pytest.raises(VideoError, match="only sound, no pictures"):
+        VideoReader(only_sound)
+
+
+def test_a_file_cut_off_in_the_middle_gives_what_is_there_and_says_so(make_video, tmp_path):
+    whole = copy(make_video(tmp_path / "whole.mp4", frame_count=300, fps=25), tmp_path / "index_first.mp4")
+    cut = tmp_path / "cut_off.mp4"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    times, info = read_all(cut)
+    assert 30 < info.frame_count == len(times) < 270
+    assert info.warning is not None
+    assert "12.0" in info.warning
+
+
+def test_damaged_parts_are_passed_over(make_video, tmp_path, astronaut):
+    source = make_video(
+        tmp_path / "whole.mkv",
+        frame_count=60,
+        fps=25,
+        image=lambda index: np.roll(astronaut, index * 7, axis=1)[:240, :320],
+        options={"g": "10"},
+    )
+    content = bytearray(source.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 3000] = b"\xa5" * 3000
+    damaged = tmp_path / "damaged.mkv"
+    damaged.write_bytes(content)
+    times, info = read_all(damaged)
+    assert 40 < len(times) < 60
+    assert times == sorted(set(times))
+    assert info.warning is not None
+
+
+def test_one_frame_is_a_video(make_video, tmp_path):
+    times, info = read_all(make_video(tmp_path / "one.mp4", frame_count=1, fps=10))
+    assert (times, info.frame_count) == ([0.0], 1)
+    assert info.duration_seconds == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("size_wh", [(17, 33), (2, 2), (201, 101)])
+def test_an_odd_size_becomes_an_even_one(make_video, tmp_path, size_wh):
+    width, height = size_wh
+    source = make_video(tmp_path / "odd.avi", frame_count=3, width=width, height=height, codec="ffv1", pix_fmt="yuv444p")
+    with VideoReader(source) as reader:
+        assert (reader.width, reader.height) == size_wh
+    with VideoReader(copy(source, tmp_path / "even.mp4")) as written:
+        assert (written.width, written.height) == (width + width % 2, height + height % 2)
+
+
+@pytest.mark.parametrize(
+    ("size_wh", "limit_px", "expected_wh"),
+    [((3840, 2160), 1080, (1920, 1080)), ((1080, 1920), 1080, (1080, 1920)), ((640, 360), 180, (320, 180))],
+)
+def test_what_is_larger_than_the_limit_is_scaled_down(make_video, tmp_path, size_wh, limit_px, expected_wh):
+    source = make_video(tmp_path / "large.mp4", frame_count=2, width=size_wh[0], height=size_wh[1])
+    with VideoReader(copy(source, tmp_path / "small.mp4", max_short_side_px=limit_px)) as written:
+        assert (written.width, written.height) == expected_wh
+    with VideoReader(copy(source, tmp_path / "same.mp4", max_short_side_px=None)) as written:
+        assert (written.width, written.height) == size_wh
+
+
+def test_drawing_reaches_the_file_and_nothing_else_changes(make_video, tmp_path, astronaut):
+    source = make_video(tmp_path / "clip.mp4", frame_count=5, width=512, height=512, image=astronaut)
+
+    def paint(frames, scale):
+        assert scale == 1
+        for frame in frames:
+            frame.image_rgb[:64, :64] = (255, 0, 0)
+            yield frame
+
+    rewrite_video(source, tmp_path / "painted.mp4", paint)
+    with VideoReader(tmp_path / "painted.mp4") as written:
+        image = next(written.frames()).image_rgb
+    assert image[8:56, 8:56].reshape(-1, 3).mean(axis=0) == pytest.approx((254, 0, 0), abs=6)
+    assert np.abs(image[80:].astype(int) - astronaut[80:]).mean() < 8
+
+
+def test_a_written_video_plays_in_a_browser(make_video, tmp_path, ffprobe):
+    source = make_video(tmp_path / "clip.mkv", frame_count=25, fps=25, audio_seconds=1, codec="mpeg4")
+    written = copy(source, tmp_path / "clip.mp4")
+    command = [ffprobe, "-v", "error", "-of", "json", "-show_streams", written]
+    streams = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)["streams"]
+    assert [(stream["codec_name"], stream.get("pix_fmt")) for stream in streams] == [("h264", "yuv420p"), ("aac", None)]
+    content = written.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+
+
+def test_times_survive_being_written(make_video, tmp_path):
+    seconds = [0.0, 0.05, 0.3, 0.35, 0.9, 2.0, 2.05]
+    source = make_video(tmp_path / "uneven.mkv", frame_count=7, fps=20, pts=seconds)
+    times, info = read_all(copy(source, tmp_path / "uneven.mp4"))
+    assert times == pytest.approx(seconds, abs=0.0011)
+    assert info.frame_count == 7
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts", ".mpg"])
+def test_sound_is_kept_and_stays_in_step(make_video, tmp_path, suffix):
+    codec = "mpeg2video" if suffix == ".mpg" else "libx264"
+    source = make_video(tmp_path / f"clip{suffix}", frame_count=75, fps=25, codec=codec, audio_seconds=3)
+    written = copy(source, tmp_path / "clip.mp4")
+
+    def loud(path: Path) -> tuple[float, float]:
+        """When the sound begins and ends against the first frame, in seconds."""
+        with av.open(str(path)) as container:
+            picture = next(container.decode(video=0)).time
+        with av.open(str(path)) as container:
+            frames = [(frame.time, frame.samples / frame.sample_rate) for frame in container.decode(audio=0)]
+        return frames[0][0] - picture, frames[-1][0] + frames[-1][1] - picture
+
+    assert loud(written) == pytest.approx(loud(source), abs=0.05)
+
+
+def test_a_broken_sound_track_does_not_cost_the_pictures(make_video, tmp_path, caplog):
+    source = make_video(tmp_path / "clip.mkv", frame_count=50, fps=25, audio_seconds=2)
+    with av.open(str(source)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(audio=0) if packet.size]
+    content = bytearray(source.read_bytes())
+    for position, size in places[10:]:
+        content[position + 8 : position + size] = b"\xff" * (size - 8)
+    broken = tmp_path / "broken_sound.mkv"
+    broken.write_bytes(content)
+    _, info = read_all(copy(broken, tmp_path / "written.mp4"))
+    assert info.frame_count == 50
+
+
+def test_nothing_is_left_behind_when_writing_fails(make_video, tmp_path):
+    source = make_video(tmp_path / "clip.mp4", frame_count=5)
+
+    def fail(frames, scale):
+        next(frames)
+        raise RuntimeError("out of paint")
+
+    with pytest.raises(RuntimeError, match="out of paint"):
+        rewrite_video(source, tmp_path / "out" / "clip.mp4", fail)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_the_real_clips_give_the_frames_that_ffprobe_counts(shared):
+    counted = {}
+    expected = {}
+    with (shared / "videos" / "INDEX.csv").open() as index:
+        for row in csv.DictReader(index):
+            if row["frames_decoded"]:
+                expected[row["file"]] = int(float(row["frames_decoded"]))
+                with VideoReader(shared / "videos" / row["file"]) as reader:
+                    counted[row["file"]] = sum(1 for _ in reader.frames(size_wh=(64, 64)))
+    assert len(expected) == 29
+    assert counted == expected

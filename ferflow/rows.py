@@ -155,7 +155,7 @@ def write_segments(path: Path, segments: Sequence[Segment], *, video_id: str, pa
 def write_video(path: Path, summary: VideoSummary, *, parts: Path) -> None:
     """Write one video's row: the last file of a video, so that its being there means that all the others are."""
     row = dataclasses.asdict(summary)
-    info = row.pop("info") or dict.fromkeys(field.name for field in dataclasses.fields(VideoInfo))
+    info = row.pop("info") or dict.fromkeys(field.name for field in dataclasses.fields(VideoInfo)) | {"frame_count": 0}
     info.pop("warning")
     shares = row.pop("emotion_shares") or (None,) * len(EMOTIONS)
     row |= info | {f"share_{emotion}": share for emotion, share in zip(EMOTIONS, shares, strict=True)}
@@ -173,7 +173,7 @@ def read_video(path: Path) -> VideoSummary | None:
     shares = tuple(row.pop(f"share_{emotion}") for emotion in EMOTIONS)
     in_info = [field.name for field in dataclasses.fields(VideoInfo) if field.name != "warning"]
     info = {name: row.pop(name) for name in in_info}
-    is_decoded = info["frame_count"] is not None
+    is_decoded = info["frame_count"] > 0
     return VideoSummary(
         **row,
         info=VideoInfo(**info, warning=row["error"] if is_decoded else None) if is_decoded else None,

@@ -174,7 +174,7 @@ def test_damaged_parts_are_passed_over(make_video, tmp_path, astronaut):
     damaged = tmp_path / "damaged.mkv"
     damaged.write_bytes(content)
     times, info = read_all(damaged)
-    assert 40 < len(times) < 60
+    assert 40 < len(times) <= 60
     assert times == sorted(set(times))
     assert info.warning is not None
 

@@ -1,5 +1,7 @@
 """video file <-> frames, each with its exact time; the only `import av`."""
 
+from __future__ import annotations
+
 import heapq
 import logging
 import os
@@ -7,7 +9,7 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import av
 import av.error
@@ -194,15 +196,15 @@ class VideoReader:
         quarter_turns = picture.rotation // 90 % 4
         if quarter_turns % 2:
             width, height = height, width
-        image = picture.reformat(
+        scaled = picture.reformat(
             width=width,
             height=height,
             format="rgb24",
             interpolation="AREA" if (width, height) != (picture.width, picture.height) else None,
             threads=1,
-        ).to_ndarray()
+        )
         # PyAV gives a view of padded lines for some widths, which MediaPipe reads as a picture without faces.
-        image = np.ascontiguousarray(np.rot90(image, quarter_turns))
+        image = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), quarter_turns))
         return Frame(index=index, pts=pts, duration=until - pts, image_rgb=image)
 
     def _container_end(self) -> Fraction | None:
@@ -234,7 +236,7 @@ class VideoReader:
 def rewrite_video(
     source: Path,
     target: Path,
-    draw: Callable[[Iterator[Frame], float], Iterator[Frame]],
+    draw: Callable[[Frame], None],
     *,
     max_short_side_px: int | None = 1080,
 ) -> None:
@@ -246,8 +248,7 @@ def rewrite_video(
     Args:
         source: the video.
         target: the MP4 to write.
-        draw: gets the frames at the size at which they are written, and their pixels per pixel of the source;
-            gives them back with `image_rgb` changed in place.
+        draw: changes `image_rgb` of each frame in place; it is of the size at which it is written.
         max_short_side_px: scale down what is larger, 1080 meaning 1920 x 1080 or 1080 x 1920; None keeps the size.
 
     Raises:
@@ -258,16 +259,20 @@ def rewrite_video(
         with av.open(part, "w", format="mp4", options={"movflags": "+faststart"}) as output:
             pictures = _drawn_packets(reader, output, draw, size_wh)
             sound = _sound_packets(sound_source, output)
-            for packet in heapq.merge(pictures, sound, key=lambda packet: packet.dts * packet.time_base):
+            for packet in heapq.merge(pictures, sound, key=_decoding_time):
                 output.mux(packet)
+
+
+def _decoding_time(packet: av.Packet[Any]) -> Fraction:
+    return (packet.dts or 0) * packet.time_base
 
 
 def _drawn_packets(
     reader: VideoReader,
     output: OutputContainer,
-    draw: Callable[[Iterator[Frame], float], Iterator[Frame]],
+    draw: Callable[[Frame], None],
     size_wh: tuple[int, int],
-) -> Iterator[av.Packet]:
+) -> Iterator[av.Packet[Any]]:
     """Add the video stream; the iterator then decodes, draws and encodes."""
     video = output.add_stream("libx264", options={"preset": "veryfast", "crf": "23"})
     encoder = video.codec_context
@@ -282,9 +287,10 @@ def _drawn_packets(
     encoder.color_trc = ColorTrc.BT709
     encoder.color_range = ColorRange.MPEG
 
-    def packets() -> Iterator[av.Packet]:
+    def packets() -> Iterator[av.Packet[Any]]:
         durations: dict[int, int] = {}
-        for frame in draw(reader.frames(size_wh=size_wh), size_wh[1] / reader.height):
+        for frame in reader.frames(size_wh=size_wh):
+            draw(frame)
             picture = VideoFrame.from_ndarray(frame.image_rgb, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
             )
@@ -294,7 +300,7 @@ def _drawn_packets(
             yield from with_durations(video.encode(picture), durations)
         yield from with_durations(video.encode(None), durations)
 
-    def with_durations(encoded: list[av.Packet], durations: dict[int, int]) -> Iterator[av.Packet]:
+    def with_durations(encoded: list[av.Packet[Any]], durations: dict[int, int]) -> Iterator[av.Packet[Any]]:
         for packet in encoded:
             if packet.pts is not None:
                 packet.duration = durations.pop(packet.pts, packet.duration)
@@ -303,7 +309,7 @@ def _drawn_packets(
     return packets()
 
 
-def _sound_packets(source: InputContainer, output: OutputContainer) -> Iterator[av.Packet]:
+def _sound_packets(source: InputContainer, output: OutputContainer) -> Iterator[av.Packet[Any]]:
     """Add the sound stream, if the source has one; the iterator then copies or converts it.
 
     Sound that is broken is left out from there on: the pictures matter more.
@@ -319,7 +325,7 @@ def _sound_packets(source: InputContainer, output: OutputContainer) -> Iterator[
         target = output.add_stream("aac", rate=decoder.sample_rate or 48_000)
         target.codec_context.layout = "mono" if decoder.layout.nb_channels == 1 else "stereo"
 
-    def packets() -> Iterator[av.Packet]:
+    def packets() -> Iterator[av.Packet[Any]]:
         try:
             if is_copied:
                 yield from _copied_sound(source, track, target)
@@ -333,8 +339,8 @@ def _sound_packets(source: InputContainer, output: OutputContainer) -> Iterator[
     return packets()
 
 
-def _copied_sound(source: InputContainer, track: AudioStream, target: AudioStream) -> Iterator[av.Packet]:
-    start_ticks = round(_clock_start(source) / track.time_base)
+def _copied_sound(source: InputContainer, track: AudioStream, target: AudioStream) -> Iterator[av.Packet[Any]]:
+    start_ticks = round(_clock_start(source) / (track.time_base or 1))
     previous: int | None = None
     for packet in source.demux(track):
         # MP4 refuses times that do not rise; damaged files have them.

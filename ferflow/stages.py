@@ -13,7 +13,7 @@ from ferflow.emotions import EmotionClassifier, classify_in_batches
 from ferflow.errors import VideoError
 from ferflow.faces import FaceDetector, crop_gray, face_window
 from ferflow.frames import VideoReader, rewrite_video
-from ferflow.overlay import draw_frames
+from ferflow.overlay import draw_frame
 from ferflow.records import Analysis, Face, FaceColumns, FaceRow, Frame, Segment, VideoSummary
 from ferflow.rows import read_faces, write_faces, write_segments, write_video
 from ferflow.storage import Results
@@ -97,10 +97,12 @@ def annotate_video(
     )
     path = results.annotated(analysis.source, analysis.video_id)
 
-    def draw(frames: Iterator[Frame], scale: float) -> Iterator[Frame]:
+    size_wh = analysis.info.width, analysis.info.height
+
+    def draw(frame: Frame) -> None:
+        draw_frame(frame, smoothed, emotions, source_size_wh=size_wh)
         if progress is not None:
-            frames = _counted(frames, progress, analysis.info.frame_count)
-        return draw_frames(frames, smoothed, emotions, scale=scale)
+            progress(frame.index + 1, analysis.info.frame_count)
 
     rewrite_video(source, path, draw, max_short_side_px=settings.annotated_short_side_px or None)
     return path

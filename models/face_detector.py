@@ -39,6 +39,8 @@ _LOOK_PX = 256
 # Short range places the eyes of a face this small in the picture (in parts of its longer side) 9 to 33 % of their
 # distance off, full range 5 to 8 %; of a larger one both 3 to 7 % (against face landmarks on 15 clips).
 _SMALL = 0.3
+# Below this score full range may see an upright face where one lies on its side.
+_EYES_SURE = 0.7
 # A face larger than this is short range's own ground, where full range finds four tenths or fewer.
 _FILLS = 0.5
 # A face known from the frame before is still there from this score on; with 0.5 two people who walk towards a camera
@@ -140,8 +142,12 @@ class MediaPipeFaceDetector:
                 faces.append(face)
                 continue
             partner = next((other for other in far if intersection_over_union(face.box, other.box) > _OVERLAP), None)
-            if partner is not None and partner.score >= _SURE:
-                faces.append(face if face.box.width >= _SMALL * longer_px else _in_short_range_terms(partner))
+            if partner is None or partner.score < _SURE:
+                continue
+            if face.box.width < _SMALL * longer_px:
+                closer = None if partner.score >= _EYES_SURE else self._look_closer(image_rgb, partner)
+                face = closer or _in_short_range_terms(partner)
+            faces.append(face)
         for candidate in far + near:
             if not any(_same(candidate, face) for face in faces):
                 faces += self._confirm(image_rgb, candidate)

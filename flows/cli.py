@@ -90,7 +90,27 @@ def _settings(args: argparse.Namespace) -> "Settings":
 
 
 def _analyze(args: argparse.Namespace) -> int:
-    return _analyze_in_process(args, args.sources)
+    on_server = bool(os.environ.get("PREFECT_API_URL")) if args.prefect is None else args.prefect
+    return _analyze_under_prefect(args) if on_server else _analyze_in_process(args, args.sources)
+
+
+def _analyze_under_prefect(args: argparse.Namespace) -> int:
+    from ferflow.sources import find_videos, open_results
+
+    settings = _settings(args)
+    videos = find_videos(args.sources)
+    results = open_results(args.results)
+    from flows.analyze_videos import analyze_on_server
+    from flows.report import Report
+
+    sources = [str(source.absolute()) for source in args.sources]
+    report = Report(len(videos))
+    for job, summary in analyze_on_server(
+        sources, str(results.root), settings=settings, force=args.force, workers=args.workers
+    ):
+        report.finished(job, summary)
+    print(report.conclusion(results))
+    return EXIT_SOME_FAILED if report.failed else 0
 
 
 def _analyze_in_process(args: argparse.Namespace, sources: Sequence[Path]) -> int:
@@ -173,3 +193,6 @@ _COMMANDS: dict[str, _Command] = {
     "demo": ("make a short clip, analyse it and show what comes out", _add_demo_arguments, _demo),
     "train": ("train an emotion model on labelled faces", _add_train_arguments, _train),
 }
+
+if __name__ == "__main__":
+    sys.exit(main())

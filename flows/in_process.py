@@ -1,35 +1,14 @@
 """videos -> results, in this process and without a server: the same stages as under Prefect, models kept warm."""
 
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from ferflow.config import Settings
-from ferflow.errors import VideoError
-from ferflow.records import VideoSummary
-from ferflow.rows import read_video
 from ferflow.sources import Job, plan_jobs
-from ferflow.stages import analyze_video, annotate_video, record_failure, summarize_video
+from ferflow.stages import Progress, analyze_video, annotate_video, summarize_video
 from ferflow.storage import Results
+from flows.each_video import Listener, Stages, process_each
 from models.warm import warm_classifier, warm_detector
-
-
-class Listener(Protocol):
-    """Hears what happens, from any thread."""
-
-    def stage(self, job: Job, name: str, done: int, expected: int | None) -> None:
-        """A stage of a video has dealt with `done` of its frames, of `expected` if that is known."""
-        ...
-
-    def finished(self, job: Job, summary: VideoSummary) -> None:
-        """A video's result is there, new or from an earlier run (then it is `job.earlier`)."""
-        ...
-
-
-class _Stopped(Exception):
-    """The other threads were told to stop."""
 
 
 def analyze_in_process(
@@ -47,79 +26,38 @@ def analyze_in_process(
 
     Raises:
         ModelError: a model is missing or does not fit; nothing was analysed.
+        OSError: the results cannot be written.
+        ExceptionGroup: errors that nobody foresaw, of single videos; all others are done.
     """
     model_version = warm_classifier(settings.model).version
     jobs = plan_jobs(videos, results, model_version=model_version, settings=settings, force=force)
-    taking = threading.Lock()
-    stopped = threading.Event()
-
-    def work() -> None:
-        try:
-            for job in _taken(jobs, taking, stopped):
-                summary = job.earlier or _process(job, results, settings, listener, stopped)
-                listener.finished(job, summary)
-        except _Stopped:
-            pass
-        except BaseException:
-            stopped.set()
-            raise
-
-    with ThreadPoolExecutor(workers, thread_name_prefix="video") as pool:
-        threads = [pool.submit(work) for _ in range(workers)]
-        try:
-            for thread in threads:
-                thread.result()
-        finally:
-            stopped.set()
+    process_each(
+        jobs,
+        results,
+        Stages(_analyze, _annotate, _summarize),
+        settings=settings,
+        model_version=model_version,
+        workers=workers,
+        listener=listener,
+    )
 
 
-def _taken(jobs: Iterator[Job], taking: threading.Lock, stopped: threading.Event) -> Iterator[Job]:
-    while not stopped.is_set():
-        with taking:
-            job = next(jobs, None)
-        if job is None:
-            return
-        yield job
+def _analyze(job: Job, results: Results, settings: Settings, progress: Progress) -> Path:
+    return analyze_video(
+        job.source,
+        results,
+        video_id=job.video_id,
+        detector=warm_detector(),
+        classifier=warm_classifier(settings.model),
+        settings=settings,
+        progress=progress,
+    )
 
 
-def _process(
-    job: Job, results: Results, settings: Settings, listener: Listener, stopped: threading.Event
-) -> VideoSummary:
-    def progress(stage: str, done: int, expected: int | None) -> None:
-        if stopped.is_set():
-            raise _Stopped
-        listener.stage(job, stage, done, expected)
+def _annotate(job: Job, faces_path: Path, results: Results, settings: Settings, progress: Progress) -> Path:
+    return annotate_video(job.source, faces_path, results, settings=settings, progress=progress)
 
-    classifier = warm_classifier(settings.model)
-    try:
-        faces_path = analyze_video(
-            job.source,
-            results,
-            video_id=job.video_id,
-            detector=warm_detector(),
-            classifier=classifier,
-            settings=settings,
-            progress=lambda done, expected: progress("faces", done, expected),
-        )
-        annotated_path = None
-        if settings.annotate:
-            annotated_path = annotate_video(
-                job.source,
-                faces_path,
-                results,
-                settings=settings,
-                progress=lambda done, expected: progress("drawing", done, expected),
-            )
-        path = summarize_video(faces_path, annotated_path, results, settings=settings)
-    except VideoError as error:
-        path = record_failure(
-            job.source,
-            error,
-            results,
-            video_id=job.video_id,
-            model_version=classifier.version,
-            settings=settings,
-        )
-    summary = read_video(path)
-    assert summary is not None
-    return summary
+
+def _summarize(job: Job, faces_path: Path, annotated_path: Path | None, results: Results, settings: Settings) -> Path:
+    del job  # Under Prefect it names the task run.
+    return summarize_video(faces_path, annotated_path, results, settings=settings)

@@ -1,0 +1,197 @@
+"""videos and folders -> results, as one Prefect flow run with a task run per video and stage"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+from prefect import flow, get_client, get_run_logger
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.settings import get_current_settings
+from prefect.states import Completed, Failed
+from pydantic import Field
+
+from ferflow.config import Settings, load_settings
+from ferflow.errors import ConfigError, FerflowError
+from ferflow.records import VideoSummary
+from ferflow.sources import Job, find_videos, open_results, plan_jobs
+from flows.each_video import Stages, default_workers, process_each
+from flows.report import describe
+from models.warm import warm_classifier
+from tasks.video import analyze_video, annotate_video, summarize_video
+
+_NAMED_IN_STATE = 10
+_ROWS_IN_TABLE = 1000
+# A page that a browser shows at once; the videos table has them all.
+
+_DEFAULTS = load_settings(None)
+
+Outcome = tuple[Job, VideoSummary]
+"""A video and what became of it."""
+
+
+def _name_run() -> str:
+    sources = [Path(source) for source in flow_run.parameters["sources"]]
+    names = ", ".join(source.name for source in sources[:3]) + (", ..." if len(sources) > 3 else "")
+    try:
+        count = len(find_videos(sources))
+    except FerflowError:
+        return f"analyze: {names}"
+    return f"analyze {_videos(count)}: {names}"
+
+
+@flow(flow_run_name=_name_run, persist_result=False)
+def analyze_videos(
+    sources: Annotated[list[str], Field(min_length=1)],
+    results: str = "results",
+    settings: Settings = _DEFAULTS,
+    force: bool = False,
+    workers: Annotated[int, Field(ge=1)] | None = None,
+) -> State[Any]:
+    """Find the faces in videos and tell which emotion each shows, frame by frame.
+
+    Writes tables of faces, segments and videos, a copy of each video with boxes and labels, and a timeline
+    picture of each. What has been done with the same model and settings is not done again. A broken video is
+    recorded and the others go on.
+
+    Args:
+        sources: Videos, and folders that are searched for videos, for example /data/inbox or /data/inbox/talk.mp4.
+        results: Folder to write to, made if it is not there, for example /data/results.
+        settings: What to look at and how.
+        force: Do again what has been done.
+        workers: Videos at a time; leave it empty for half of the processors.
+    """
+    outcomes = _Outcomes()
+    try:
+        videos = find_videos(map(Path, sources))
+        folder = open_results(Path(results))
+        model_version = warm_classifier(settings.model).version
+        get_run_logger().info("%s, model %s, results in %s", _videos(len(videos)), model_version, folder.root)
+        process_each(
+            plan_jobs(videos, folder, model_version=model_version, settings=settings, force=force),
+            folder,
+            Stages(analyze_video, annotate_video, summarize_video),
+            settings=settings,
+            model_version=model_version,
+            workers=workers or default_workers(),
+            listener=outcomes,
+        )
+    except FerflowError as error:
+        # Its sentence is all that a person needs; raised, it would be shown with the lines of code it came through.
+        return Failed(message=str(error), data=error)
+    finally:
+        outcomes.publish()
+    return outcomes.state()
+
+
+def analyze_on_server(
+    sources: list[str], results: str, *, settings: Settings, force: bool, workers: int | None
+) -> list[Outcome]:
+    """Run the flow in this process, on the Prefect server that is configured, and give what became of each video.
+
+    Raises:
+        ConfigError: no server is configured, none answers, or it wants a password.
+    """
+    _find_server()
+    state = analyze_videos(sources, results, settings, force, workers, return_state=True)
+    ended: Any = state.result(raise_on_failure=False)
+    if isinstance(ended, BaseException):
+        raise ended
+    outcomes: list[Outcome] = ended
+    return outcomes
+
+
+def _find_server() -> None:
+    url = get_current_settings().api.url
+    if url is None:
+        # Prefect would start a server for this run alone, which takes longer than most videos and shows nothing.
+        raise ConfigError(
+            "No Prefect server is configured; start one with `prefect server start` "
+            "and set PREFECT_API_URL=http://127.0.0.1:4200/api."
+        )
+    try:
+        with get_client(sync_client=True) as client:
+            client.api_version()
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == httpx.codes.UNAUTHORIZED:
+            raise ConfigError(f"{url}: this Prefect server wants a password; set PREFECT_API_AUTH_STRING.") from error
+        raise ConfigError(
+            f"{url}: this is no Prefect server ({error.response.reason_phrase}); check PREFECT_API_URL."
+        ) from error
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise ConfigError(
+            f"{url}: no Prefect server answers there; start one with `prefect server start`, correct PREFECT_API_URL, "
+            "or go on without one: --no-prefect."
+        ) from error
+
+
+class _Outcomes:
+    """Listens to a run and tells Prefect's page about it."""
+
+    def __init__(self) -> None:
+        self._outcomes: list[Outcome] = []
+        self._logger = get_run_logger()
+
+    def stage(self, job: Job, name: str, done: int, expected: int | None) -> None:
+        """The task runs show it."""
+
+    def finished(self, job: Job, summary: VideoSummary) -> None:
+        """Keep it for the end; say now what is wrong."""
+        self._outcomes.append((job, summary))
+        if summary.status == "failed":
+            self._logger.warning(describe(summary))
+
+    @property
+    def _failed(self) -> list[VideoSummary]:
+        return [summary for _, summary in self._outcomes if summary.status == "failed"]
+
+    def publish(self) -> None:
+        """Show the videos as a table, failed ones first."""
+        if not self._outcomes:
+            return
+        rows = [_row(job, summary) for job, summary in self._outcomes]
+        rows.sort(key=lambda row: ("failed", "done", "already done").index(row["outcome"]))
+        note = "" if len(rows) <= _ROWS_IN_TABLE else f" The first {_ROWS_IN_TABLE}:"
+        create_table_artifact(rows[:_ROWS_IN_TABLE], key="analyzed-videos", description=f"{self._counts()}{note}")
+
+    def state(self) -> State[Any]:
+        """How the run ended: failed only if every video did."""
+        failed = self._failed
+        if not failed:
+            return Completed(message=self._counts(), data=self._outcomes)
+        named = [describe(summary).replace(": failed: ", ": ", 1) for summary in failed[:_NAMED_IN_STATE]]
+        if len(failed) > _NAMED_IN_STATE:
+            named.append(f"and {len(failed) - _NAMED_IN_STATE} more, see the table")
+        message = f"{self._counts()} {' '.join(named)}"
+        if len(failed) == len(self._outcomes):
+            return Failed(message=message, data=self._outcomes)
+        return Completed(
+            name=f"Completed with {len(failed)} failed video{'s' * (len(failed) > 1)}",
+            message=message,
+            data=self._outcomes,
+        )
+
+    def _counts(self) -> str:
+        failed = len(self._failed)
+        unchanged = sum(job.earlier is not None for job, summary in self._outcomes if summary.status != "failed")
+        return f"{len(self._outcomes) - failed - unchanged} analysed, {unchanged} already done, {failed} failed."
+
+
+def _row(job: Job, summary: VideoSummary) -> dict[str, Any]:
+    outcome = "already done" if summary.status == "done" and job.earlier else summary.status
+    info = summary.info
+    return {
+        "video": Path(summary.source).name,
+        "outcome": outcome,
+        "mostly": summary.dominant_emotion or "",
+        "people": summary.track_count if info else "",
+        "seconds of video": round(info.duration_seconds, 1) if info else "",
+        "seconds of work": round(summary.processing_seconds, 1),
+        "note": summary.error or "",
+        "annotated video": summary.annotated_path or "",
+    }
+
+
+def _videos(count: int) -> str:
+    return f"{count} video{'s' * (count != 1)}"

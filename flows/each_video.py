@@ -1,0 +1,145 @@
+"""jobs + the stages of one video -> every video dealt with, several at a time, a broken one recorded"""
+
+import contextvars
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ferflow.config import Settings
+from ferflow.errors import FerflowError, VideoError
+from ferflow.records import VideoSummary
+from ferflow.rows import read_video
+from ferflow.sources import Job
+from ferflow.stages import Progress, record_failure
+from ferflow.storage import Results
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The three stages of one video, in their order: plain functions, or Prefect tasks around them."""
+
+    analyze: Callable[[Job, Results, Settings, Progress], Path]
+    """Video -> its faces file."""
+    annotate: Callable[[Job, Path, Results, Settings, Progress], Path]
+    """Video and its faces file -> the annotated video."""
+    summarize: Callable[[Job, Path, Path | None, Results, Settings], Path]
+    """Faces file and, if it is wanted, the annotated video -> the file with the video's row."""
+
+
+class Listener(Protocol):
+    """Hears what happens, from any thread."""
+
+    def stage(self, job: Job, name: str, done: int, expected: int | None) -> None:
+        """A stage of a video has dealt with `done` of its frames, of `expected` if that is known."""
+        ...
+
+    def finished(self, job: Job, summary: VideoSummary) -> None:
+        """A video's result is there, new or from an earlier run (then it is `job.earlier`)."""
+        ...
+
+
+class _Stopped(BaseException):
+    """The run ends before this video is finished. Not an Exception: nobody takes it for a fault and tries again."""
+
+
+def default_workers() -> int:
+    """Videos at a time: half of the processors, because decoding and encoding use further threads of their own."""
+    return max((os.cpu_count() or 1) // 2, 1)
+
+
+def process_each(
+    jobs: Iterator[Job],
+    results: Results,
+    stages: Stages,
+    *,
+    settings: Settings,
+    model_version: str,
+    workers: int,
+    listener: Listener,
+) -> None:
+    """Take video after video through its stages, each in one of a few threads.
+
+    A thread takes its next video when it has finished one, so a video waits for nobody, results appear in the
+    order of the videos and a backlog of any length needs no more memory than `workers` videos.
+
+    Args:
+        jobs: what is to be done, asked for one by one; those with an earlier result are only told to the listener.
+        results: where to write.
+        stages: what to do with each.
+        settings: handed to each stage.
+        model_version: the weights, for the row of a video that is broken.
+        workers: videos at a time, a thread each.
+        listener: hears of everything, also of failed videos.
+
+    Raises:
+        FerflowError: the models or the settings are at fault; no further video was begun.
+        OSError: the results folder or the disk is at fault; no further video was begun.
+        ExceptionGroup: errors that nobody foresaw, of single videos; all others are done. These have no row, so that
+            the next run tries them again.
+    """
+    taking = threading.Lock()
+    stopped = threading.Event()
+    unforeseen: list[Exception] = []
+
+    def work() -> None:
+        while not stopped.is_set():
+            try:
+                with taking:
+                    job = next(jobs, None)
+                if job is None:
+                    return
+                listener.finished(job, job.earlier or process(job))
+            except _Stopped:
+                return
+            except (FerflowError, OSError):
+                stopped.set()
+                raise
+            except Exception as error:
+                error.add_note(f"while working on {job.source}" if job else "while looking for the next video")
+                unforeseen.append(error)
+            except BaseException:
+                stopped.set()
+                raise
+
+    def process(job: Job) -> VideoSummary:
+        def progress(stage: str) -> Progress:
+            def tell(done: int, expected: int | None) -> None:
+                if stopped.is_set():
+                    raise _Stopped
+                listener.stage(job, stage, done, expected)
+
+            return tell
+
+        try:
+            faces_path = stages.analyze(job, results, settings, progress("faces"))
+            annotated_path = None
+            if settings.annotate:
+                annotated_path = stages.annotate(job, faces_path, results, settings, progress("drawing"))
+            path = stages.summarize(job, faces_path, annotated_path, results, settings)
+        except VideoError as error:
+            path = record_failure(
+                job.source,
+                error,
+                results,
+                video_id=job.video_id,
+                model_version=model_version,
+                settings=settings,
+            )
+        summary = read_video(path)
+        assert summary is not None
+        return summary
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="video") as pool:
+        # In a copy of this thread's context each: by it a task knows the flow run that it belongs to.
+        threads = [pool.submit(contextvars.copy_context().run, work) for _ in range(workers)]
+        try:
+            for thread in threads:
+                thread.result()
+        finally:
+            stopped.set()
+    if unforeseen:
+        raise ExceptionGroup("errors that nobody foresaw; the other videos are done", unforeseen)

@@ -1,0 +1,199 @@
+"""videos -> CPU seconds, frames a second and peak memory of `ferflow analyze` against a bare loop
+
+The floor is the same decode, detect, batched classify and encode in one loop and nothing else: no tracks, no tables,
+no drawing, no summary, no sound, one pass. Both run as whole processes in alternation, start-up included.
+
+    python -m benchmarks.pipeline VIDEO [VIDEO ...] [--rounds 3]     # CPU, speed, and CPU by stage
+    python -m benchmarks.pipeline VIDEO --minutes 1 30               # memory: the video repeated to these lengths
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+
+from ferflow.config import Settings
+from ferflow.faces import crop_gray, face_window
+from ferflow.frames import VideoReader
+from ferflow.records import Face
+from ferflow.sources import open_results
+from ferflow.stages import analyze_video, annotate_video, summarize_video
+from models.warm import warm_classifier, warm_detector
+
+
+def main() -> None:
+    """Measure what the arguments name and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", metavar="VIDEO", nargs="+", type=Path)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each, in alternation")
+    parser.add_argument("--minutes", type=float, nargs="+", help="repeat the first video to these lengths")
+    parser.add_argument("--floor", action="store_true", help="run the bare loop on the first video, measure nothing")
+    args = parser.parse_args()
+    if args.floor:
+        bare_loop(args.videos[0], Path(os.devnull))
+    elif args.minutes:
+        compare_memory(args.videos[0], args.minutes)
+    else:
+        compare_cpu(args.videos, args.rounds)
+        for video in args.videos:
+            print_stages(video)
+
+
+def compare_cpu(videos: list[Path], rounds: int) -> None:
+    """Whole processes, floor and ferflow in turn."""
+    print(f"{'video':44}{'frames':>7}{'floor CPU s':>13}{'ferflow CPU s':>15}{'ratio':>7}{'frames/s':>10}{'peak MB':>9}")
+    for video in videos:
+        with VideoReader(video) as reader:
+            frame_count = sum(1 for _ in reader.frames(size_wh=(16, 16)))
+        floor, ours, seconds, peaks = [], [], [], []
+        for _ in range(rounds):
+            floor.append(run(["-m", "benchmarks.pipeline", "--floor", str(video)])[0])
+            with tempfile.TemporaryDirectory() as folder:
+                cpu, wall, peak = run(["-m", "flows.cli", "analyze", str(video), "--results", folder, "--no-prefect"])
+            ours.append(cpu)
+            seconds.append(wall)
+            peaks.append(peak)
+        ratio = statistics.median(mine / bare for mine, bare in zip(ours, floor, strict=True))
+        print(
+            f"{video.name[:42]:44}{frame_count:7}{statistics.median(floor):13.1f}{statistics.median(ours):15.1f}"
+            f"{ratio:7.2f}{frame_count / statistics.median(seconds):10.0f}{max(peaks):9.0f}",
+            flush=True,
+        )
+
+
+def compare_memory(video: Path, minutes: list[float]) -> None:
+    """Peak memory by length of the video."""
+    print(f"{'minutes':>8}{'peak MB':>9}{'CPU s':>8}")
+    with tempfile.TemporaryDirectory() as folder:
+        for length in minutes:
+            long = Path(folder) / f"{length:g}_minutes{video.suffix}"
+            repeat(video, long, seconds=length * 60)
+            command = ["-m", "flows.cli", "analyze", str(long), "--results", f"{folder}/results", "--no-prefect"]
+            cpu, _, peak = run(command)
+            print(f"{length:8g}{peak:9.0f}{cpu:8.0f}", flush=True)
+
+
+def print_stages(video: Path) -> None:
+    """CPU milliseconds a frame by stage, in this process, models warm."""
+    detector, classifier, settings = warm_detector(), warm_classifier("default"), Settings()
+    spent: dict[str, float] = {"detect": 0.0, "classify": 0.0}
+
+    class TimedDetector:
+        def detect(self, image_rgb: np.ndarray) -> list[Face]:
+            start = time.thread_time()
+            faces = detector.detect(image_rgb)
+            spent["detect"] += time.thread_time() - start
+            return faces
+
+    class TimedClassifier:
+        version, crop_size_px, framing = classifier.version, classifier.crop_size_px, classifier.framing
+
+        def classify(self, crops_gray: np.ndarray) -> np.ndarray:
+            start = time.thread_time()
+            scores = classifier.classify(crops_gray)
+            spent["classify"] += time.thread_time() - start
+            return scores
+
+    def cpu(work: Callable[[], object]) -> float:
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+
+    with tempfile.TemporaryDirectory() as folder, VideoReader(video) as reader:
+        results = open_results(Path(folder))
+        decode = cpu(lambda: [None for _ in reader.frames()])
+        frame_count = reader.info.frame_count
+        analysis = cpu(
+            lambda: analyze_video(
+                video,
+                results,
+                video_id="0",
+                detector=TimedDetector(),
+                classifier=TimedClassifier(),
+                settings=settings,
+            )
+        )
+        faces = results.rows("faces", "0")
+        annotation = cpu(lambda: annotate_video(video, faces, results, settings=settings))
+        summary = cpu(lambda: summarize_video(faces, None, results, settings=settings))
+    stages = {
+        "decode": decode,
+        **spent,
+        "track, crop, write rows": analysis - decode - sum(spent.values()),
+        "decode again": decode,
+        "draw, encode": annotation - decode,
+        "summary, timeline": summary,
+    }
+    print(f"\n{video.name}: CPU ms a frame")
+    for name, seconds in stages.items():
+        print(f"  {name:24}{1000 * seconds / frame_count:7.2f}")
+
+
+def bare_loop(video: Path, target: Path) -> None:
+    """The floor."""
+    detector, classifier = warm_detector(), warm_classifier("default")
+    crops: list[np.ndarray] = []
+    with av.open(str(video)) as source, av.open(str(target), "w", format="mp4") as output:
+        decoder = source.streams.video[0]
+        decoder.thread_type = "AUTO"
+        encoder = output.add_stream("libx264", rate=decoder.average_rate, options={"preset": "veryfast", "crf": "23"})
+        encoder.width, encoder.height = decoder.width // 2 * 2, decoder.height // 2 * 2
+        encoder.pix_fmt = "yuv420p"
+        for picture in source.decode(decoder):
+            image = np.ascontiguousarray(picture.to_ndarray(format="rgb24"))
+            for face in detector.detect(image):
+                crops.append(crop_gray(image, face_window(face, classifier.framing), size_px=classifier.crop_size_px))
+            if len(crops) >= 32:
+                classifier.classify(np.stack(crops))
+                crops.clear()
+            output.mux(encoder.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        if crops:
+            classifier.classify(np.stack(crops))
+        output.mux(encoder.encode(None))
+
+
+def repeat(video: Path, target: Path, *, seconds: float) -> None:
+    """Repeat a video's pictures, copied bit by bit, until they last this long."""
+    with av.open(str(target), "w") as output:
+        offset = 0
+        stream = None
+        while stream is None or offset * stream.time_base < seconds:
+            with av.open(str(video)) as source:
+                track = source.streams.video[0]
+                if stream is None:
+                    stream = output.add_stream_from_template(track)
+                end = 0
+                for packet in source.demux(track):
+                    if packet.dts is None or packet.pts is None:
+                        continue
+                    end = max(end, packet.pts + (packet.duration or 1))
+                    packet.pts, packet.dts, packet.stream = packet.pts + offset, packet.dts + offset, stream
+                    time_base = packet.time_base
+                    output.mux(packet)
+                offset += end
+                if offset * time_base >= seconds:
+                    return
+
+
+def run(arguments: list[str]) -> tuple[float, float, float]:
+    """CPU seconds, wall seconds and peak MB of one Python process."""
+    start = time.monotonic()
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    messages = process.stderr.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{messages}")
+    return usage.ru_utime + usage.ru_stime, time.monotonic() - start, usage.ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

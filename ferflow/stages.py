@@ -16,7 +16,7 @@ from ferflow.frames import VideoReader, rewrite_video
 from ferflow.overlay import draw_frame
 from ferflow.records import Analysis, Face, FaceColumns, FaceRow, Frame, Segment, VideoSummary
 from ferflow.rows import read_faces, write_faces, write_segments, write_video
-from ferflow.storage import Results
+from ferflow.storage import Results, utf8
 from ferflow.summary import (
     dominant_emotion,
     draw_timeline,
@@ -58,7 +58,7 @@ def analyze_video(
         def describe() -> Analysis:
             return Analysis(
                 video_id=video_id,
-                source=str(source),
+                source=utf8(str(source)),
                 model_version=classifier.version,
                 settings_hash=settings.settings_hash,
                 started_at=started_at,
@@ -171,9 +171,9 @@ def record_failure(
     path = results.rows("videos", video_id)
     summary = VideoSummary(
         video_id=video_id,
-        source=str(source),
+        source=utf8(str(source)),
         status="failed",
-        error=str(error).removeprefix(f"{source}: "),
+        error=utf8(str(error).removeprefix(f"{source}: ")),
         info=None,
         face_count=0,
         track_count=0,

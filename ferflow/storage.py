@@ -74,6 +74,11 @@ def unreadable_id(path: Path) -> str:
     return hashlib.sha256(b"unreadable:" + os.fsencode(path)).hexdigest()[:_ID_LENGTH]
 
 
+def utf8(text: str) -> str:
+    """A path or a message about it as text that every table and terminal takes; odd bytes of a name become `\\xe9`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _readable(source: str) -> str:
     """A file's name without its ending; short enough for any disk with what is added to it."""
     return Path(source).stem.encode()[:180].decode(errors="ignore")

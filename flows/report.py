@@ -96,11 +96,15 @@ def describe(summary: VideoSummary) -> str:
     name = summary.source.rsplit("/", 1)[-1]
     if summary.info is None:
         return f"{name}: failed: {summary.error}"
-    tracks = "1 track" if summary.track_count == 1 else f"{summary.track_count} tracks"
     mostly = f", mostly {summary.dominant_emotion}" if summary.dominant_emotion else ""
     speed = summary.info.frame_count / summary.processing_seconds if summary.processing_seconds else 0.0
     line = (
-        f"{name}: {summary.info.frame_count} frames, {summary.face_count} faces, {tracks}{mostly};"
+        f"{name}: {_count(summary.info.frame_count, 'frame')}, {_count(summary.face_count, 'face')},"
+        f" {_count(summary.track_count, 'track')}{mostly};"
         f" {summary.processing_seconds:.1f} s ({speed:.0f} frames/s)"
     )
     return line if summary.error is None else f"{line}. Note: {summary.error}"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -114,6 +114,13 @@ BROKEN = {
 }
 
 
+def test_a_video_without_its_beginning_is_not_taken_for_text(make_video, tmp_path):
+    headless = tmp_path / "headless.mp4"
+    headless.write_bytes(make_video(tmp_path / "whole.mp4").read_bytes()[100:])
+    with pytest.raises(VideoError, match="its beginning is damaged"):
+        VideoReader(headless)
+
+
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_is_refused_in_one_sentence(tmp_path, name):
     content, why = BROKEN[name]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -107,6 +108,16 @@ def test_fewer_frames_give_fewer_rows_that_last_longer(portrait_clip, results):
     assert analysis.info.frame_count == 25
     with VideoReader(annotate_video(portrait_clip, faces_path, results, settings=settings)) as annotated:
         assert annotated.frames_expected == 25
+
+
+def test_a_name_in_another_encoding_is_written_so_that_it_can_be_read(portrait_clip, tmp_path, results):
+    odd = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    odd.write_bytes(portrait_clip.read_bytes())
+    faces_path = analyze(odd, results, Settings(max_fps=1))
+    annotated = annotate_video(odd, faces_path, results, settings=Settings())
+    summary = read_video(summarize_video(faces_path, annotated, results, settings=Settings()))
+    assert summary is not None
+    assert summary.source == str(tmp_path / "caf") + "\\xe9.mp4"
 
 
 def test_a_failure_takes_earlier_rows_away(portrait_clip, results):

@@ -1,0 +1,51 @@
+"""training/augment.py"""
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+
+from training.augment import Augmentation, augment, augment_batch
+
+NONE = Augmentation(shift_share=0.0, zoom_share=0.0, roll_degrees=0.0, mirror=0.0, light=0.0, erase=0.0, degrade=0.0)
+ALL = Augmentation(shift_share=0.06, zoom_share=0.1, roll_degrees=10.0, mirror=0.5, light=0.3, erase=1.0, degrade=1.0)
+
+
+@pytest.fixture
+def face() -> np.ndarray:
+    noise = np.random.default_rng(5).integers(60, 200, (6, 6)).astype(np.uint8)
+    return cv2.resize(noise, (48, 48), interpolation=cv2.INTER_CUBIC)
+
+
+def test_no_augmentation_leaves_every_pixel(face: np.ndarray) -> None:
+    assert np.array_equal(augment(face, NONE, np.random.default_rng(0), size_px=48), face)
+
+
+def test_mirror_alone_swaps_left_and_right(face: np.ndarray) -> None:
+    mirrored = augment(face, dataclasses.replace(NONE, mirror=1.0), np.random.default_rng(0), size_px=48)
+    assert np.abs(mirrored.astype(int) - face[:, ::-1]).max() <= 1
+
+
+def test_the_same_state_of_chance_gives_the_same_images(face: np.ndarray) -> None:
+    faces = np.stack([face] * 20)
+    first, second = (augment_batch(faces, ALL, np.random.default_rng(3), size_px=48) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert len({image.tobytes() for image in first}) == 20
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Augmentation)])
+def test_each_strength_alone_changes_the_image_but_keeps_the_face(field: str, face: np.ndarray) -> None:
+    how = dataclasses.replace(NONE, **{field: getattr(ALL, field) or 1.0})
+    rng = np.random.default_rng(1)
+    images = [augment(face, how, rng, size_px=48) for _ in range(30)]
+    assert any(not np.array_equal(image, face) for image in images)
+    alike = [np.corrcoef(image.ravel(), face.ravel())[0, 1] for image in images]
+    # The mirror image of a random pattern is another pattern; every other change leaves it recognisable.
+    assert field == "mirror" or np.median(alike) > 0.6
+
+
+def test_smaller_crops_for_the_first_epochs_are_uint8_of_that_size(face: np.ndarray) -> None:
+    small = augment_batch(np.stack([face, face]), ALL, np.random.default_rng(0), size_px=32)
+    assert small.shape == (2, 32, 32)
+    assert small.dtype == np.uint8

@@ -1,0 +1,158 @@
+"""training/fit.py and training/recipe.py: the real training code on a handful of images."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ferflow.emotions import EMOTIONS
+from ferflow.errors import ConfigError
+from models.emotion_classifier import EmotionModel, read_description
+from training.dataset import DataSplits, load_splits
+from training.fit import Epoch, evaluate, fit_network, size_in_epoch, train
+from training.recipe import Recipe, load_recipe
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+# Keras 3.15 hands numpy 2.4 tensors whose __array__ takes no copy keyword.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """FER2013's layout with seven patterns, one an emotion, that a network tells apart in seconds."""
+    folder = tmp_path_factory.mktemp("patterns")
+    rng = np.random.default_rng(0)
+    halves = [rng.integers(0, 256, (5, 3)).astype(np.uint8) for _ in EMOTIONS]
+    # Symmetric, because training mirrors them.
+    patterns = [cv2.resize(np.hstack([half, half[:, ::-1]]), (48, 48)) for half in halves]
+    for name, copies in (("train/{}/Training", 16), ("test/{}/PublicTest", 4), ("test/{}/PrivateTest", 4)):
+        for emotion, pattern in zip(EMOTIONS, patterns, strict=True):
+            for copy in range(copies):
+                path = folder / f"{name.format(emotion)}_{copy}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Noise strong enough that no two of a class pass for the same photo.
+                grain = cv2.resize(rng.normal(0, 45, (16, 16)), (48, 48))
+                cv2.imwrite(str(path), np.clip(pattern + grain, 0, 255).astype(np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe(CONFIGS / "smoke.toml")
+
+
+@pytest.fixture(scope="module")
+def splits(data: Path) -> DataSplits:
+    splits = load_splits(data)
+    assert splits.left_out_leaked == 0
+    return splits
+
+
+def test_training_learns_and_leaves_a_model_that_says_what_it_is(
+    data: Path, splits: DataSplits, recipe: Recipe, tmp_path: Path
+) -> None:
+    epochs: list[Epoch] = []
+    directory = train(data, CONFIGS / "smoke.toml", tmp_path, on_epoch=epochs.append)
+    assert [epoch.number for epoch in epochs] == list(range(1, 13))
+    assert epochs[-1].train_loss < epochs[0].train_loss
+
+    description = read_description(directory)
+    assert directory == tmp_path / description.version
+    assert description.version.startswith("smoke-")
+    assert description.framing == recipe.framing
+    assert description.data["sha256"] == splits.sha256
+    assert description.data["images"]["train"] == dict.fromkeys(EMOTIONS, 16)
+    assert len(description.history) == 12
+    # Seven patterns: 0.14 by chance.
+    assert description.metrics["test"]["accuracy"] > 0.5
+
+    served = evaluate(EmotionModel(directory).classify, splits)
+    assert served["test"]["accuracy"] == description.metrics["test"]["accuracy"]
+    assert served["test"]["log_loss"] == pytest.approx(description.metrics["test"]["log_loss"], rel=0.01)
+
+
+def test_an_interrupted_training_ends_like_an_unbroken_one(splits: DataSplits, recipe: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, epochs=4))
+    unbroken_weights, unbroken = fit_network(splits, recipe, tmp_path / "unbroken")
+
+    def interrupt(epoch: Epoch) -> None:
+        if epoch.number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_network(splits, recipe, tmp_path / "broken", on_epoch=interrupt)
+    seen: list[int] = []
+    weights, history = fit_network(
+        splits, recipe, tmp_path / "broken", on_epoch=lambda epoch: seen.append(epoch.number)
+    )
+    assert seen == [3, 4]
+    assert [epoch.number for epoch in history] == [1, 2, 3, 4]
+    assert history[1].train_loss == pytest.approx(unbroken[1].train_loss, rel=1e-3)
+    assert history[3].train_loss == pytest.approx(unbroken[3].train_loss, rel=0.02)
+    for one, other in zip(weights, unbroken_weights, strict=True):
+        assert np.abs(one - other).max() <= 0.02 * max(1.0, float(np.abs(other).max()))
+
+
+def test_only_a_whole_checkpoint_of_this_recipe_is_gone_on_from(
+    splits: DataSplits, recipe: Recipe, tmp_path: Path
+) -> None:
+    short = dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, epochs=1))
+    fit_network(splits, short, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.npz"]
+    (tmp_path / "checkpoint.part").write_bytes(b"cut off")
+    assert len(fit_network(splits, short, tmp_path)[1]) == 1
+    with pytest.raises(ConfigError, match="belongs to another recipe"):
+        fit_network(splits, recipe, tmp_path)
+
+
+def test_adamw_trains_too(splits: DataSplits, recipe: Recipe, tmp_path: Path) -> None:
+    schedule = dataclasses.replace(recipe.schedule, optimizer="adamw", warmup_epochs=0.5, epochs=4)
+    _, history = fit_network(splits, dataclasses.replace(recipe, schedule=schedule), tmp_path)
+    assert history[-1].train_loss < history[0].train_loss
+
+
+def test_every_epoch_has_a_size_and_the_last_ones_the_networks_own(recipe: Recipe) -> None:
+    schedule = dataclasses.replace(recipe.schedule, epochs=10, sizes_px=(32, 40, 48), size_shares=(0.36, 0.32, 0.32))
+    assert [size_in_epoch(schedule, epoch) for epoch in range(1, 11)] == [32] * 4 + [40] * 3 + [48] * 3
+
+
+@pytest.mark.parametrize("name", ["train.toml", "smoke.toml"])
+def test_the_recipes_that_come_with_it_are_valid(name: str) -> None:
+    recipe = load_recipe(CONFIGS / name)
+    assert json.loads(json.dumps(dataclasses.asdict(recipe)))["schedule"]["sizes_px"][-1] == 48
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("batch_size", "batchsize", "no setting 'schedule.batchsize'. The nearest one is 'schedule.batch_size'"),
+        ("[targets]", "[target]", "no setting 'target'. The nearest one is 'targets'"),
+        ("dropout = 0.0", "", "the setting 'network.dropout' is missing"),
+        ("epochs = 12", "epochs = 4.5", "'schedule.epochs' is 4.5, but it must be a int"),
+        ("epochs = 12", "epochs = 0", "schedule.epochs and schedule.batch_size must be at least 1"),
+        ("mirror = 0.5", "mirror = true", "'augmentation.mirror' is True, but it must be a float"),
+        ("mirror = 0.5", "mirror = 5", "augmentation.mirror must lie between 0 and 1"),
+        ("[8, 16, 32]", "[8]", "network.widths and network.blocks must be equally long"),
+        ("[32, 48]", "[48, 32]", "schedule.sizes_px must end with 48"),
+        ('"muon"', '"sgd"', "schedule.optimizer must be 'muon' or 'adamw'"),
+        ("= 1e-2", "= ", "not valid TOML"),
+    ],
+)
+def test_a_recipe_with_a_mistake_is_refused_by_file_and_key(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = (CONFIGS / "smoke.toml").read_text()
+    assert text.count(old) >= 1
+    path = tmp_path / "mistaken.toml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError) as refusal:
+        load_recipe(path)
+    assert message in str(refusal.value)
+    assert str(refusal.value).startswith(str(path))
+
+
+def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_recipe(tmp_path / "nowhere.toml")

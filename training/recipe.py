@@ -1,0 +1,167 @@
+"""TOML file -> Recipe: every choice of a training, read once, unknown keys refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from ferflow.errors import ConfigError
+from ferflow.faces import Framing
+from training.augment import Augmentation
+
+DEFAULT_RECIPE = Path(__file__).parents[1] / "configs" / "train.toml"
+"""How the committed model was trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Shape of the network; see `models.emotion_cnn.build_emotion_cnn`."""
+
+    widths: tuple[int, ...]
+    """Channels at full resolution and after each halving."""
+    blocks: tuple[int, ...]
+    """Residual blocks at each of these resolutions."""
+    dropout: float
+    """Share of the pooled features dropped while training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What the network is asked to answer."""
+
+    votes_share: float
+    """Weight of the crowd's votes beside the label, 0 to 1."""
+    smoothing: float
+    """Share of the answer spread over all classes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long, how fast, in what order."""
+
+    seed: int
+    """Where all chance starts: weights, order, augmentation."""
+    epochs: int
+    """Passes over the training images."""
+    batch_size: int
+    """Images a step."""
+    optimizer: str
+    """`muon` (convolutions by Muon, the rest by AdamW) or `adamw`."""
+    learning_rate: float
+    """Peak; reached after the warm-up, then a cosine down to zero."""
+    warmup_epochs: float
+    """Epochs of linear rise to the peak."""
+    weight_decay: float
+    """Pull of the weights to zero, times the learning rate, a step."""
+    average_decay: float
+    """The weights used are an average over the last steps; what each step keeps of it. 0 uses the last step's."""
+    sizes_px: tuple[int, ...]
+    """Side of the crops, from the first part of the training to the last; the last must be 48."""
+    size_shares: tuple[float, ...]
+    """Share of the epochs at each of these sides; together 1."""
+    precision: str
+    """`auto` (mixed_bfloat16 where the processor has it), `mixed_bfloat16` or `float32`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides what comes out of a training, but the data."""
+
+    name: str
+    """First part of the model's version."""
+    network: Network
+    targets: Targets
+    schedule: Schedule
+    augmentation: Augmentation
+    framing: Framing
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        ConfigError: there is no such file, it is no TOML, a key is unknown or missing, or a value has no meaning. The
+            message names file, key and, for an unknown key, the nearest valid one.
+    """
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: it cannot be read ({error.strerror}). Give a recipe such as configs/train.toml."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: it is not valid TOML: {error}.") from error
+    recipe: Recipe = _read(Recipe, table, path, "")
+    _check(recipe, path)
+    return recipe
+
+
+def _read(kind: type, table: dict[str, Any], path: Path, prefix: str) -> Any:
+    """Build one dataclass from one TOML table, its nested ones from the tables inside."""
+    hints = get_type_hints(kind)
+    for key in table:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1, cutoff=0)[0]
+            raise ConfigError(f"{path}: there is no setting '{prefix}{key}'. The nearest one is '{prefix}{near}'.")
+    values = {}
+    for field in dataclasses.fields(kind):
+        key = prefix + field.name
+        if field.name not in table:
+            raise ConfigError(f"{path}: the setting '{key}' is missing. Copy it from configs/train.toml.")
+        values[field.name] = _convert(hints[field.name], table[field.name], path, key)
+    return kind(**values)
+
+
+def _convert(kind: Any, value: Any, path: Path, key: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if isinstance(value, dict):
+            return _read(kind, value, path, f"{key}.")  # type: ignore[arg-type]
+    elif kind is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif kind in (tuple[int, ...], tuple[float, ...]):
+        member = int if kind == tuple[int, ...] else float
+        if isinstance(value, list):
+            return tuple(_convert(member, item, path, key) for item in value)
+    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    wanted = getattr(kind, "__name__", str(kind)) if not str(kind).startswith("tuple") else "list of numbers"
+    raise ConfigError(f"{path}: '{key}' is {value!r}, but it must be a {wanted}.")
+
+
+def _check(recipe: Recipe, path: Path) -> None:
+    schedule, targets, network, how = recipe.schedule, recipe.targets, recipe.network, recipe.augmentation
+    shares = {
+        "targets.votes_share": targets.votes_share,
+        "targets.smoothing": targets.smoothing,
+        "network.dropout": network.dropout,
+        "schedule.average_decay": schedule.average_decay,
+        "augmentation.mirror": how.mirror,
+        "augmentation.erase": how.erase,
+        "augmentation.degrade": how.degrade,
+    }
+    demands = [(f"{key} must lie between 0 and 1", 0 <= value <= 1) for key, value in shares.items()]
+    demands += [
+        ("name must be letters, digits, '-' and '_'", recipe.name.replace("-", "").replace("_", "").isalnum()),
+        ("network.widths and network.blocks must be equally long", len(network.widths) == len(network.blocks) > 0),
+        ("schedule.epochs and schedule.batch_size must be at least 1", min(schedule.epochs, schedule.batch_size) >= 1),
+        ("schedule.learning_rate must be above 0", schedule.learning_rate > 0),
+        ("schedule.optimizer must be 'muon' or 'adamw'", schedule.optimizer in ("muon", "adamw")),
+        (
+            "schedule.precision must be 'auto', 'mixed_bfloat16' or 'float32'",
+            schedule.precision in ("auto", "mixed_bfloat16", "float32"),
+        ),
+        (
+            "schedule.size_shares must be as many as schedule.sizes_px and add up to 1",
+            len(schedule.size_shares) == len(schedule.sizes_px) and abs(sum(schedule.size_shares) - 1) < 1e-6,
+        ),
+        ("schedule.sizes_px must end with 48", schedule.sizes_px[-1:] == (48,)),
+    ]
+    for demand, met in demands:
+        if not met:
+            raise ConfigError(f"{path}: {demand}.")

@@ -185,7 +185,7 @@ def _row(job: Job, summary: VideoSummary) -> dict[str, Any]:
         "video": Path(summary.source).name,
         "outcome": outcome,
         "mostly": summary.dominant_emotion or "",
-        "people": summary.track_count if info else "",
+        "tracks": summary.track_count if info else "",
         "seconds of video": round(info.duration_seconds, 1) if info else "",
         "seconds of work": round(summary.processing_seconds, 1),
         "note": summary.error or "",

@@ -69,8 +69,7 @@ def summarize_video(
     path = stages.summarize_video(faces_path, annotated_path, results, settings=settings)
     summary = read_video(path)
     assert summary is not None
-    people = f"{summary.track_count} people, mostly {summary.dominant_emotion}" if summary.track_count else "no face"
-    _log(job, f"{people}; summarized", started)
+    _log(job, f"{summary.track_count} tracks, mostly {summary.dominant_emotion}, summarized", started)
     return path
 
 

@@ -1,0 +1,457 @@
+"""The flow on a real Prefect server, which the tests start; real videos, the real model."""
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ferflow import stages
+from ferflow.config import Settings
+from ferflow.errors import ConfigError, ModelError
+from ferflow.sources import find_videos, open_results
+from flows.analyze_videos import analyze_on_server, analyze_videos
+from flows.in_process import analyze_in_process
+
+ROOT = Path(__file__).parents[1]
+PATIENCE_SECONDS = 180
+# What takes seconds on a free machine takes minutes on a busy one.
+
+STAGES = ("analyze", "annotate", "summarize")
+
+
+def eventually(look: Callable[[], Any], what: str) -> Any:
+    """Ask until the answer is one; events and logs reach a server some time after they happened."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if answer := look():
+            return answer
+        time.sleep(0.3)
+    pytest.fail(f"waited {PATIENCE_SECONDS} s for {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running Prefect server."""
+
+    url: str
+    environment: dict[str, str]
+
+    def ask(self, path: str, **question: Any) -> Any:
+        request = urllib.request.Request(
+            f"{self.url}/{path}", json.dumps(question).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)
+
+    def task_runs(self, flow_run_id: str) -> dict[str, Any]:
+        runs = self.ask("task_runs/filter", flow_runs={"id": {"any_": [flow_run_id]}})
+        return {run["name"]: run for run in runs}
+
+    def last_run(self) -> Any:
+        return self.ask("flow_runs/filter", sort="START_TIME_DESC", limit=1)[0]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    home = tmp_path_factory.mktemp("prefect")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    quick = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_UI_ENABLED": "false"}
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            env=environment | quick,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+
+        def is_up() -> bool:
+            assert process.poll() is None, (home / "server.log").read_text()
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+                return answer.status == 200
+            return False
+
+        eventually(is_up, "the Prefect server")
+        yield Server(url, environment | {"PREFECT_API_URL": url})
+    finally:
+        end(process)
+
+
+@pytest.fixture
+def on_server(server: Server) -> Iterator[Server]:
+    """Flows that this process runs are on the server."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: server.url, PREFECT_HOME: server.environment["PREFECT_HOME"]}):
+        yield server
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A run of the flow over a folder with good and broken videos, which several tests look at."""
+
+    inbox: Path
+    results: Path
+    state: Any
+    run: Any
+
+
+@pytest.fixture(scope="module")
+def batch(server: Server, make_video, astronaut, tmp_path_factory) -> Batch:
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    folder = tmp_path_factory.mktemp("drop")
+    inbox = folder / "inbox"
+    make_video(inbox / "interview_03.mp4", frame_count=6, image=astronaut)
+    make_video(inbox / "die Straße.mp4", frame_count=5)
+    make_video(inbox / "talk.webm", frame_count=4, codec="libvpx", image=np.ascontiguousarray(astronaut[:, ::-1]))
+    (inbox / "empty.mp4").touch()
+    (inbox / "text.mp4").write_text("not a video")
+    with temporary_settings({PREFECT_API_URL: server.url, PREFECT_HOME: server.environment["PREFECT_HOME"]}):
+        state = analyze_videos([str(inbox)], str(folder / "results"), workers=2, return_state=True)
+    return Batch(inbox, folder / "results", state, server.last_run())
+
+
+GOOD = ("interview_03.mp4", "die Straße.mp4", "talk.webm")
+BROKEN = {
+    "empty.mp4": "the file is empty (0 bytes); copy or record it again.",
+    "text.mp4": "this is a text file, not a video, whatever its name says.",
+}
+
+
+def test_one_bad_video_does_not_stop_the_batch(batch):
+    state = batch.run["state"]
+    assert (state["type"], state["name"]) == ("COMPLETED", "Completed with 2 failed videos")
+    assert state["message"].startswith("3 analysed, 0 already done, 2 failed.")
+    assert all(f"{name}: {sentence}" in state["message"] for name, sentence in BROKEN.items())
+    rows = {Path(row["source"]).name: row for row in table(batch.results, "videos").to_pylist()}
+    assert {name: row["status"] for name, row in rows.items()} == dict.fromkeys(GOOD, "done") | dict.fromkeys(
+        BROKEN, "failed"
+    )
+    assert {name: rows[name]["error"] for name in BROKEN} == BROKEN
+    assert all((batch.results / rows[name]["annotated_path"]).stat().st_size for name in GOOD)
+
+
+def test_a_run_is_named_for_what_it_does(batch):
+    assert batch.run["name"] == "analyze 5 videos: inbox"
+
+
+def test_a_task_run_names_its_video(batch, server):
+    expected = {f"{stage}: {name}" for name in GOOD for stage in STAGES} | {f"analyze: {name}" for name in BROKEN}
+    eventually(lambda: ended(server, batch.run["id"]) == expected, "the task runs to be known")
+
+
+def test_a_broken_file_is_not_tried_again(batch, server):
+    eventually(lambda: len(ended(server, batch.run["id"])) == 11, "the task runs to be known")
+    runs = server.task_runs(batch.run["id"])
+    for name, sentence in BROKEN.items():
+        run = runs[f"analyze: {name}"]
+        assert run["state_type"] == "FAILED"
+        assert sentence in run["state"]["message"]
+        assert run["run_count"] == 1
+
+
+def test_each_video_and_stage_logs_one_line_with_counts_and_seconds(batch, server):
+    def lines() -> list[str]:
+        logs = server.ask("logs/filter", logs={"flow_run_id": {"any_": [batch.run["id"]]}}, limit=200)
+        return [log["message"] for log in logs]
+
+    starts = [f"{name}: " for name in GOOD]
+    eventually(lambda: sum(line.startswith(tuple(starts)) for line in lines()) >= 9, "the logs")
+    said = [line for line in lines() if line.startswith(tuple(starts))]
+    assert len(said) == 9, said
+    assert any(line.startswith("interview_03.mp4: 6 frames, 6 faces found in ") for line in said)
+    assert all(line.endswith(" s") for line in said)
+    for name, sentence in BROKEN.items():
+        assert f"{name}: failed: {sentence}" in lines()
+    assert not any("Traceback" in line for line in lines())
+
+
+def test_a_run_ends_with_a_table_of_its_videos(batch, server):
+    (artifact,) = server.ask(
+        "artifacts/filter", artifacts={"flow_run_id": {"any_": [batch.run["id"]]}, "type": {"any_": ["table"]}}
+    )
+    rows = json.loads(artifact["data"])
+    assert [row["outcome"] for row in rows] == ["failed"] * 2 + ["done"] * 3
+    assert {row["video"]: row["note"] for row in rows} == BROKEN | dict.fromkeys(GOOD, "")
+    assert artifact["description"] == "3 analysed, 0 already done, 2 failed."
+
+
+def test_both_ways_write_the_same_rows(batch, tmp_path):
+    class Deaf:
+        def stage(self, job, name, done, expected) -> None: ...
+
+        def finished(self, job, summary) -> None: ...
+
+    results = open_results(tmp_path / "results")
+    analyze_in_process(
+        find_videos([batch.inbox]), results, settings=Settings(), force=False, workers=1, listener=Deaf()
+    )
+    for name in ("faces", "segments"):
+        assert table(results.root, name).equals(table(batch.results, name))
+    clock = ["processed_at", "processing_seconds"]
+    assert table(results.root, "videos").drop(clock).equals(table(batch.results, "videos").drop(clock))
+
+
+def test_second_run_does_nothing(batch, server):
+    # By the command, as a person repeats it: the server is named in the environment, so the flow runs there.
+    files = {path: path.stat().st_mtime_ns for path in batch.results.rglob("*") if path.is_file()}
+    done = run_command("analyze", batch.inbox, "--results", batch.results, **server.environment)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("0 analysed, 3 already done, 2 failed.\n")
+    assert {path: path.stat().st_mtime_ns for path in batch.results.rglob("*") if path.is_file()} == files
+    run = server.last_run()
+    assert run["id"] != batch.run["id"]
+    assert run["state"]["name"] == "Completed with 2 failed videos"
+    # Its own table is there when it has ended, so a task run, which is announced before, would be there too.
+    assert server.task_runs(run["id"]) == {}
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.EIO, "Input/output error"), MemoryError()])
+def test_a_fault_that_passes_is_tried_again(fault, batch, on_server, tmp_path, monkeypatch):
+    annotate = stages.annotate_video
+    tries = []
+
+    def stumble(*arguments, **options) -> Path:
+        tries.append(arguments)
+        if len(tries) == 1:
+            raise fault
+        return annotate(*arguments, **options)
+
+    monkeypatch.setattr(stages, "annotate_video", stumble)
+    state = analyze_videos([str(batch.inbox / "talk.webm")], str(tmp_path), return_state=True)
+    assert (state.name, state.message) == ("Completed", "1 analysed, 0 already done, 0 failed.")
+    assert len(tries) == 2
+    run = on_server.last_run()
+    eventually(lambda: len(ended(on_server, run["id"])) == 3, "the task runs to be known")
+    assert on_server.task_runs(run["id"])["annotate: talk.webm"]["run_count"] == 2
+
+
+def test_a_damaged_model_stops_the_run_and_is_not_tried_again(batch, on_server, tmp_path, monkeypatch):
+    tries = []
+
+    def without_weights() -> None:
+        tries.append(1)
+        raise ModelError("the detector's weights are missing; fetch them.")
+
+    monkeypatch.setattr("tasks.video.warm_detector", without_weights)
+    state = analyze_videos([str(batch.inbox)], str(tmp_path), workers=1, return_state=True)
+    assert (state.type.value, state.message) == ("FAILED", "the detector's weights are missing; fetch them.")
+    assert len(tries) == 1
+
+
+def test_a_run_in_which_every_video_is_broken_has_failed(batch, on_server, tmp_path):
+    state = analyze_videos([str(batch.inbox / name) for name in BROKEN], str(tmp_path), return_state=True)
+    assert state.type.value == "FAILED"
+    assert all(sentence in state.message for sentence in BROKEN.values())
+
+
+def test_what_is_not_there_is_one_sentence(on_server, tmp_path):
+    state = analyze_videos([str(tmp_path / "nowhere")], str(tmp_path / "results"), return_state=True)
+    assert state.type.value == "FAILED"
+    assert state.message == f"{tmp_path}/nowhere: there is no such file or folder; check the name."
+    assert on_server.last_run()["name"] == "analyze: nowhere"
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_scheduled_run_happens(batch, server, tmp_path):
+    parameters = {"sources": [str(batch.inbox / "talk.webm")], "results": str(tmp_path / "results")}
+    program = (
+        "import json, sys\n"
+        "from flows.analyze_videos import analyze_videos\n"
+        "analyze_videos.serve('every-5-seconds', interval=5, limit=1, parameters=json.loads(sys.argv[1]))\n"
+    )
+    with (tmp_path / "serve.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, json.dumps(parameters)],
+            env=server.environment | {"PREFECT_RUNNER_POLL_FREQUENCY": "1"},
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def finished() -> Any:
+        assert process.poll() is None, (tmp_path / "serve.log").read_text()
+        return server.ask(
+            "flow_runs/filter",
+            deployments={"name": {"any_": ["every-5-seconds"]}},
+            flow_runs={"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}},
+            limit=1,
+        )
+
+    try:
+        (run,) = eventually(finished, "a scheduled run")
+    finally:
+        end(process)
+    assert run["auto_scheduled"]
+    assert (run["state"]["type"], run["name"]) == ("COMPLETED", "analyze 1 video: talk.webm"), run["state"]
+    (row,) = table(tmp_path / "results", "videos").to_pylist()
+    assert row["status"] == "done"
+
+
+def test_the_form_explains_every_field():
+    form = analyze_videos.parameters
+    fields = form.properties | {
+        f"settings.{name}": field for name, field in form.definitions["Settings"]["properties"].items()
+    }
+    assert [name for name, field in fields.items() if len(field.get("description", "")) < 20] == []
+    assert fields.keys() >= {"sources", "results", "settings", "force", "workers"}
+    assert fields.keys() >= {f"settings.{name}" for name in Settings.model_fields}
+    assert form.required == ["sources"]
+    assert {name: field["default"] for name, field in fields.items() if name != "sources"} == {
+        "results": "results",
+        "settings": Settings().model_dump(),
+        "force": False,
+        "workers": None,
+    } | {f"settings.{name}": value for name, value in Settings().model_dump().items()}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"sources": []}, {"workers": 0}, {"settings": {"max_fps": -1}}, {"settings": {"colour": "red"}}]
+)
+def test_a_wrong_value_is_refused(wrong):
+    from prefect.exceptions import ParameterTypeError
+
+    with pytest.raises(ParameterTypeError, match=next(iter(wrong))):
+        analyze_videos.validate_parameters({"sources": ["inbox"]} | wrong)
+
+
+def test_command_without_a_server_never_imports_prefect(batch, tmp_path):
+    program = (
+        "import sys\n"
+        "from flows.cli import main\n"
+        "status = main(sys.argv[1:])\n"
+        "print(status, sorted(name for name in sys.modules if name.split('.')[0] == 'prefect'))"
+    )
+    video = batch.inbox / "talk.webm"
+    for choice in ([], ["--no-prefect"]):
+        environment = without_server() | ({"PREFECT_API_URL": "http://127.0.0.1:9/api"} if choice else {})
+        done = subprocess.run(
+            [sys.executable, "-c", program, "analyze", str(video), "--results", str(tmp_path), *choice],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stdout.splitlines()[-1] == "0 []", done.stdout + done.stderr
+
+
+def test_an_unreachable_server_is_one_sentence(batch, tmp_path):
+    done = run_command(
+        "analyze", batch.inbox, "--results", tmp_path, **without_server(), PREFECT_API_URL="http://127.0.0.1:9/api"
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "ferflow: http://127.0.0.1:9/api: no Prefect server answers there; start one with `prefect server start`, "
+        "correct PREFECT_API_URL, or go on without one: --no-prefect."
+    ]
+
+
+def test_without_any_server_the_command_says_how_to_start_one(batch, tmp_path):
+    environment = without_server() | {"PREFECT_HOME": str(tmp_path / "home")}
+    done = run_command("analyze", batch.inbox, "--prefect", "--results", tmp_path, **environment)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "ferflow: No Prefect server is configured; start one with `prefect server start` "
+        "and set PREFECT_API_URL=http://127.0.0.1:4200/api."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"), [(401, "wants a password; set PREFECT_API_AUTH_STRING"), (404, "is no Prefect server")]
+)
+def test_a_server_that_refuses_is_one_sentence(status, sentence, tmp_path):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    class Refusal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Refusal) as refusing:
+        threading.Thread(target=refusing.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{refusing.server_port}/api"
+        with temporary_settings({PREFECT_API_URL: url}), pytest.raises(ConfigError, match=sentence) as raised:
+            analyze_on_server([str(tmp_path)], str(tmp_path), settings=Settings(), force=False, workers=None)
+        refusing.shutdown()
+    assert str(raised.value).startswith(url)
+
+
+@pytest.mark.parametrize("wish", [None, "true"])
+def test_telemetry_is_off_unless_the_user_wants_it(wish):
+    wanted = {} if wish is None else {"PREFECT_SERVER_ANALYTICS_ENABLED": wish, "DO_NOT_TRACK": "0"}
+    names = "PREFECT_SERVER_ANALYTICS_ENABLED", "DO_NOT_TRACK"
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    program = (
+        "import flows.analyze_videos\n"
+        "from prefect.settings import get_current_settings\n"
+        "from prefect._internal.analytics import is_telemetry_enabled\n"
+        "import os; os.environ.pop('CI', None)\n"
+        "print(get_current_settings().server.analytics_enabled, os.environ['DO_NOT_TRACK'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment | wanted, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == (["False", "1"] if wish is None else ["True", "0"])
+
+
+def ended(server: Server, flow_run_id: str) -> set[str]:
+    """Names of the task runs of a run that are known to have ended."""
+    runs = server.task_runs(flow_run_id)
+    return {name for name, run in runs.items() if run["state_type"] in {"COMPLETED", "FAILED", "CRASHED"}}
+
+
+def table(results: Path, name: str) -> pa.Table:
+    """All rows of a table, in an order that does not depend on who was first, without the order of the files."""
+    rows = pq.ParquetDataset(results / name).read()
+    keys = [
+        column for column in ("video_id", "frame_index", "track_id", "start_seconds") if column in rows.column_names
+    ]
+    return rows.sort_by([(key, "ascending") for key in keys]).combine_chunks()
+
+
+def run_command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def without_server() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process that was started here, and wait until it is gone."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,229 @@
+"""One sequence for every video, driven by threads; what one video meets does not reach the others."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ferflow.config import Settings
+from ferflow.errors import ModelError, VideoError
+from ferflow.records import VideoSummary
+from ferflow.sources import Job, find_videos, open_results
+from ferflow.storage import Results
+from flows.each_video import Stages, process_each
+from flows.in_process import analyze_in_process
+
+
+class Heard:
+    """A listener that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, str, int, int | None]] = []
+        self.summaries: dict[str, VideoSummary] = {}
+        self.unchanged: set[str] = set()
+
+    def stage(self, job: Job, name: str, done: int, expected: int | None) -> None:
+        self.stages.append((job.source.name, name, done, expected))
+
+    def finished(self, job: Job, summary: VideoSummary) -> None:
+        assert job.source.name not in self.summaries, "told twice"
+        self.summaries[job.source.name] = summary
+        if job.earlier is not None:
+            self.unchanged.add(job.source.name)
+
+
+@pytest.fixture
+def inbox(make_video, astronaut, tmp_path) -> Path:
+    folder = tmp_path / "inbox"
+    make_video(folder / "first.mp4", frame_count=5, image=astronaut)
+    make_video(folder / "second.mp4", frame_count=4, image=np.ascontiguousarray(astronaut[:, ::-1]))
+    (folder / "broken.mp4").write_text("this is no video")
+    return folder
+
+
+def analyze(inbox: Path, results: Results, *, workers: int = 2, force: bool = False, **settings: object) -> Heard:
+    heard = Heard()
+    analyze_in_process(
+        find_videos([inbox]),
+        results,
+        settings=Settings.model_validate(settings),
+        force=force,
+        workers=workers,
+        listener=heard,
+    )
+    return heard
+
+
+def test_a_folder_is_analysed_and_a_broken_file_recorded(inbox, tmp_path):
+    results = open_results(tmp_path / "results")
+    heard = analyze(inbox, results)
+    assert {name: summary.status for name, summary in heard.summaries.items()} == {
+        "first.mp4": "done",
+        "second.mp4": "done",
+        "broken.mp4": "failed",
+    }
+    assert heard.summaries["broken.mp4"].error == "this is a text file, not a video, whatever its name says."
+    assert heard.summaries["first.mp4"].face_count == 5
+    assert pq.ParquetDataset(results.table("faces")).read().num_rows == 9
+    assert ("first.mp4", "faces", 5, 5) in heard.stages
+    assert ("second.mp4", "drawing", 4, 4) in heard.stages
+
+
+def test_a_second_run_does_nothing_and_force_does_all(inbox, tmp_path):
+    results = open_results(tmp_path / "results")
+    analyze(inbox, results, annotate=False)
+    files = {path: path.stat().st_mtime_ns for path in results.root.rglob("*") if path.is_file()}
+    heard = analyze(inbox, results, annotate=False)
+    assert heard.unchanged == {"first.mp4", "second.mp4", "broken.mp4"}
+    assert {path: path.stat().st_mtime_ns for path in results.root.rglob("*") if path.is_file()} == files
+    assert analyze(inbox, results, annotate=False, force=True).unchanged == set()
+
+
+def test_a_missing_model_is_told_before_anything_is_analysed(inbox, tmp_path):
+    results = open_results(tmp_path / "results")
+    with pytest.raises(ModelError, match="no-such-model"):
+        analyze(inbox, results, model="no-such-model")
+    assert [path.name for path in results.root.rglob("*.parquet")] == ["columns.parquet"] * 3
+
+
+# From here on the stages are fakes: what is looked at is how videos are driven through them.
+
+
+@pytest.fixture
+def results(tmp_path) -> Results:
+    return open_results(tmp_path / "results")
+
+
+class FakeStages:
+    """Stages that write a video's row as if it were broken, because that takes no model, and keep their order."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.faults: dict[str, BaseException] = {}
+
+    def analyze(self, job, results, settings, progress) -> Path:
+        self.calls.append(f"analyze {job.source.name}")
+        if fault := self.faults.get(job.source.name):
+            raise fault
+        progress(1, 1)
+        return job.source
+
+    def annotate(self, job, faces_path, results, settings, progress) -> Path:
+        self.calls.append(f"annotate {job.source.name}")
+        return job.source
+
+    def summarize(self, job, faces_path, annotated_path, results, settings) -> Path:
+        self.calls.append(f"summarize {job.source.name}")
+        raise VideoError(f"{job.source}: is a fake.")
+
+    def run(self, jobs: Iterator[Job], results: Results, *, workers: int = 1, **settings: object) -> Heard:
+        heard = Heard()
+        process_each(
+            jobs,
+            results,
+            Stages(self.analyze, self.annotate, self.summarize),
+            settings=Settings.model_validate(settings),
+            model_version="fake",
+            workers=workers,
+            listener=heard,
+        )
+        return heard
+
+
+def jobs(*names: str) -> Iterator[Job]:
+    return (Job(Path(name), f"id-of-{name}", None) for name in names)
+
+
+def test_a_video_is_finished_before_the_next_is_begun(results):
+    stages = FakeStages()
+    stages.run(jobs("a", "b", "c"), results)
+    assert stages.calls == [f"{stage} {name}" for name in "abc" for stage in ("analyze", "annotate", "summarize")]
+
+
+def test_a_backlog_is_asked_for_as_it_is_worked_off(results):
+    asked: list[int] = []
+    stages = FakeStages()
+    most_waiting = 0
+
+    def backlog() -> Iterator[Job]:
+        nonlocal most_waiting
+        for number in range(200):
+            asked.append(number)
+            begun = sum(call.startswith("analyze") for call in stages.calls)
+            most_waiting = max(most_waiting, len(asked) - begun)
+            yield Job(Path(str(number)), str(number), None)
+
+    heard = stages.run(backlog(), results, workers=4)
+    assert len(heard.summaries) == 200
+    assert most_waiting <= 4
+
+
+def test_several_videos_are_worked_on_at_a_time(results):
+    together = threading.Barrier(3, timeout=30)
+    stages = FakeStages()
+    analyze = stages.analyze
+
+    def meet(*arguments) -> Path:
+        together.wait()
+        return analyze(*arguments)
+
+    stages.analyze = meet
+    assert len(stages.run(jobs("a", "b", "c"), results, workers=3).summaries) == 3
+
+
+def test_no_copy_is_drawn_that_is_not_wanted(results):
+    stages = FakeStages()
+    stages.run(jobs("a"), results, annotate=False)
+    assert stages.calls == ["analyze a", "summarize a"]
+
+
+def test_an_error_that_nobody_foresaw_stops_its_video_only(results):
+    stages = FakeStages()
+    stages.faults["b"] = ZeroDivisionError("nobody thought of this")
+    with pytest.raises(ExceptionGroup) as raised:
+        stages.run(jobs("a", "b", "c"), results)
+    (error,) = raised.value.exceptions
+    assert error is stages.faults["b"]
+    assert error.__notes__ == ["while working on b"]
+    rows = {path.stem for path in results.table("videos").glob("id-of-*")}
+    assert rows == {"id-of-a", "id-of-c"}, "the next run tries b again"
+
+
+@pytest.mark.parametrize("fault", [OSError("no space left on device"), ModelError("the model is damaged")])
+def test_a_fault_of_the_machine_stops_the_run(fault, results):
+    stages = FakeStages()
+    stages.faults["b"] = fault
+    with pytest.raises(type(fault)):
+        stages.run(jobs("a", "b", "c"), results)
+    assert "analyze c" not in stages.calls
+
+
+def test_what_is_under_way_stops_with_the_run(results):
+    stages = FakeStages()
+    stages.faults["a"] = OSError("no space left on device")
+    begun = threading.Event()
+    analyze = stages.analyze
+
+    def endless(job, results, settings, progress) -> Path:
+        if job.source.name == "a":
+            assert begun.wait(30)
+            return analyze(job, results, settings, progress)
+        for frame in range(10**9):
+            begun.set()
+            progress(frame, None)
+        raise AssertionError("not stopped")
+
+    stages.analyze = endless
+    with pytest.raises(OSError, match="no space"):
+        stages.run(jobs("a", "b"), results, workers=2)
+
+
+def test_an_interrupt_in_a_stage_ends_the_run(results):
+    stages = FakeStages()
+    stages.faults["a"] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        stages.run(jobs("a", "b"), results)
+    assert stages.calls == ["analyze a"]

@@ -31,7 +31,7 @@ FACES_SCHEMA = pa.schema(
         _column("video_id", pa.string(), "hash of the file's bytes: the same video under another name has the same"),
         _column("source", pa.string(), "path of the video"),
         _column("frame_index", pa.int32(), "position among the decoded frames, from 0"),
-        _column("pts_seconds", pa.float64(), "when the frame appears, as the file states it"),
+        _column("pts_seconds", pa.float64(), "when the frame appears: its own time in the file, never index / fps"),
         _column("frame_seconds", pa.float64(), "how long the frame is shown"),
         _column("track_id", pa.int32(), "the person, within this video"),
         _column("x_min", pa.float32(), "left edge of the face in pixels of the video as it is seen"),
@@ -93,6 +93,18 @@ VIDEOS_SCHEMA = pa.schema(
 
 TABLES = {"faces": FACES_SCHEMA, "videos": VIDEOS_SCHEMA, "segments": SEGMENTS_SCHEMA}
 """Every table by the name of its folder."""
+
+
+def describe_tables() -> str:
+    """The tables and their columns as Markdown, as the README shows them."""
+    lines: list[str] = []
+    for name, schema in TABLES.items():
+        lines += [f"**`{name}/`**", "", "| column | type | meaning |", "|---|---|---|"]
+        for field in schema:
+            kind = "category" if pa.types.is_dictionary(field.type) else str(field.type)
+            lines.append(f"| `{field.name}` | {kind} | {field.metadata[b'meaning'].decode()} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def write_empty_table(path: Path, schema: pa.Schema, *, parts: Path) -> None:

@@ -1,4 +1,4 @@
-"""the command line: `ferflow analyze`, `ferflow demo`, `ferflow train`"""
+"""the command line -> `ferflow analyze`, `ferflow demo`, `ferflow tables`, `ferflow train`"""
 
 import argparse
 import logging
@@ -183,6 +183,13 @@ def _set_up_logging(*, verbose: bool) -> None:
     logging.getLogger("ferflow").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
+def _tables(args: argparse.Namespace) -> int:
+    from ferflow.rows import describe_tables
+
+    print(describe_tables())
+    return 0
+
+
 _Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 _COMMANDS: dict[str, _Command] = {
     "analyze": (
@@ -191,6 +198,7 @@ _COMMANDS: dict[str, _Command] = {
         _analyze,
     ),
     "demo": ("make a short clip, analyse it and show what comes out", _add_demo_arguments, _demo),
+    "tables": ("list the tables and what their columns mean", lambda parser: None, _tables),
     "train": ("train an emotion model on labelled faces", _add_train_arguments, _train),
 }
 

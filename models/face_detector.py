@@ -8,9 +8,9 @@ import re
 import sys
 import tempfile
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import cv2
 import numpy as np
@@ -55,10 +55,35 @@ _CONTAINED = 0.7
 # MediaPipe copies what it is given: 0.9 ms for a 1080p picture, 3.8 ms for 2160p; shrunk first, 0.3 to 0.4 ms.
 _LARGE_PX = 1280
 _SHRUNK_PX = 640
+_MOST_SQUARES = 4
 
 _CHATTER = re.compile(
     rb"(I\d{4} |INFO: |WARNING: All log messages before absl|W\d{4} .*inference_feedback_manager)",
 )
+
+
+class View(NamedTuple):
+    """A part of a picture, in its pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def far_views(width: int, height: int) -> list[View]:
+    """What full range can look at: the whole picture, and of a large one also squares of its shorter side.
+
+    In a 1080p picture the whole shows it two thirds of the faces of 30 to 60 px, the squares nearly all.
+    """
+    shorter, longer = sorted((width, height))
+    count = -(-longer // max(shorter, 1))
+    views = [View(0, 0, width, height)]
+    # Below that size what only a square shows has hardly 30 px, and of a strip there would be many squares.
+    if longer >= _LARGE_PX and 2 <= count <= _MOST_SQUARES:
+        starts = [round(index * (longer - shorter) / (count - 1)) for index in range(count)]
+        views += [View(x, 0, shorter, shorter) if width > height else View(0, x, shorter, shorter) for x in starts]
+    return views
 
 
 class MediaPipeFaceDetector:
@@ -109,31 +134,30 @@ class MediaPipeFaceDetector:
         Returns:
             Faces in pixels of the picture, best first, none twice. Boxes may reach past the edge.
         """
-        return self.search(image_rgb, known=[], search_far=True)[0]
+        whole = far_views(*image_rgb.shape[1::-1])[:1]
+        return self.search(image_rgb, known=[], views=whole)[0]
 
-    def search(self, image_rgb: np.ndarray, *, known: list[Face], search_far: bool) -> tuple[list[Face], bool]:
-        """Find the faces of one picture where those of the frame before are known: what VideoFaceFinder does.
+    def search(self, image_rgb: np.ndarray, *, known: Sequence[Face], views: Sequence[View]) -> tuple[list[Face], bool]:
+        """Find the faces of one picture where those of the frame before are known: for VideoFaceFinder.
 
         Args:
             image_rgb: uint8 (height, width, 3) RGB.
             known: the faces of the frame before; each is looked for in its place, enlarged.
-            search_far: run full range too. It is run in any case when a known face is lost.
+            views: the parts of the picture that full range searches, out of `far_views`. Without any, it still
+                searches the whole picture when a known face is lost.
 
         Returns:
             The faces as `detect` returns them, and whether full range was run.
         """
         height, width = image_rgb.shape[:2]
         longer_px = max(height, width)
-        shrink = _SHRUNK_PX / longer_px if longer_px > _LARGE_PX else 1.0
-        size_wh = (max(round(width * shrink), 1), max(round(height * shrink), 1))
-        small_rgb = image_rgb if shrink == 1.0 else cv2.resize(image_rgb, size_wh, interpolation=cv2.INTER_LINEAR)
-        image, step_xy = self._image(small_rgb), (width / size_wh[0], height / size_wh[1])
-
-        near = _without_repeats(_look(self._short_range, image, (0.0, 0.0), step_xy))
+        whole = View(0, 0, width, height)
+        near = _without_repeats(self._look_at(self._short_range, image_rgb, whole))
         followed = [self._follow(image_rgb, face, near) for face in known]
         faces = [face for face in followed if face is not None]
-        search_far = search_far or len(faces) < len(known)
-        far = _without_repeats(_look(self._full_range, image, (0.0, 0.0), step_xy)) if search_far else []
+        if len(faces) < len(known) and whole not in views:
+            views = [whole, *views]
+        far = _without_repeats([face for view in views for face in self._look_at(self._full_range, image_rgb, view)])
 
         for face in near:
             if face.score < _SURE or any(_same(face, other) for other in faces):
@@ -151,7 +175,18 @@ class MediaPipeFaceDetector:
         for candidate in far + near:
             if not any(_same(candidate, face) for face in faces):
                 faces += self._confirm(image_rgb, candidate)
-        return _without_repeats(faces), search_far
+        return _without_repeats(faces), bool(views)
+
+    def _look_at(self, model: Any, image_rgb: np.ndarray, view: View) -> list[Face]:
+        """What one model sees in a part of the picture, or in all of it; best first."""
+        part = image_rgb[view.top : view.top + view.height, view.left : view.left + view.width]
+        longer_px = max(view.width, view.height)
+        if longer_px > _SHRUNK_PX and max(image_rgb.shape) >= _LARGE_PX:
+            shrink = _SHRUNK_PX / longer_px
+            size_wh = (max(round(view.width * shrink), 1), max(round(view.height * shrink), 1))
+            part = cv2.resize(part, size_wh, interpolation=cv2.INTER_LINEAR)
+        step_xy = (view.width / part.shape[1], view.height / part.shape[0])
+        return _look(model, self._image(part), (view.left, view.top), step_xy)
 
     def _follow(self, image_rgb: np.ndarray, known: Face, near: list[Face]) -> Face | None:
         """Where a face of the frame before is now, or None."""
@@ -201,11 +236,14 @@ class MediaPipeFaceDetector:
 
 
 class VideoFaceFinder:
-    """Finds the faces in the frames of one video, in their order: near ones cheaper than `detect`, far ones oftener.
+    """Finds faces in the frames of one video, in their order: a FaceDetector that remembers the frame before.
 
-    Short range sees every frame, each known face is looked for in its place, enlarged, and full range, three times as
-    dear as short range, sees every n-th frame and each in which a known face is lost. A near face is found in its first
-    frame, a far one at most n - 1 frames late. Make one finder for each video; they can share a detector.
+    At half the cost where faces are near, at the same where they are far, it finds up to twice as many.
+
+    Short range sees every frame, and each known face is looked for in its place, enlarged. Full range, three times as
+    dear as short range, sees every n-th frame: the whole, and of a large one a square in turn; in the first frame all
+    of them, and the whole again whenever a known face is lost. A near face is found in its first frame, one that the
+    whole shows to full range at most n - 1 frames late. Make one finder for each video; they can share a detector.
     """
 
     def __init__(self, detector: MediaPipeFaceDetector, *, search_every: int = 3) -> None:
@@ -218,9 +256,10 @@ class VideoFaceFinder:
         self._detector = detector
         self._search_every = search_every
         self._frames_to_search = 0
+        self._searches = 0
         self._known: list[Face] = []
 
-    def find(self, image_rgb: np.ndarray) -> list[Face]:
+    def detect(self, image_rgb: np.ndarray) -> list[Face]:
         """Find every face in the next frame.
 
         Args:
@@ -229,9 +268,13 @@ class VideoFaceFinder:
         Returns:
             Faces in pixels of the frame, best first, none twice. Boxes may reach past the edge.
         """
-        self._known, searched = self._detector.search(
-            image_rgb, known=self._known, search_far=self._frames_to_search == 0
-        )
+        views: list[View] = []
+        if self._frames_to_search == 0:
+            whole, *squares = far_views(*image_rgb.shape[1::-1])
+            turn = self._searches % len(squares) if squares else 0
+            views = [whole, *(squares[turn : turn + 1] if self._searches else squares)]
+            self._searches += 1
+        self._known, searched = self._detector.search(image_rgb, known=self._known, views=views)
         self._frames_to_search = self._search_every - 1 if searched else self._frames_to_search - 1
         return list(self._known)
 

@@ -7,6 +7,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
@@ -30,8 +31,8 @@ def main() -> None:
     parser.add_argument("videos", type=Path, help="a folder")
     parser.add_argument("--every", type=int, default=1, help="look at each n-th frame only")
     arguments = parser.parse_args()
-    with MediaPipeFaceDetector() as detector:
-        alone = _alone()
+    with MediaPipeFaceDetector() as detector, ExitStack() as models:
+        alone = _alone(models)
         print("Faces a frame and CPU ms a frame: each model by itself at 0.5, detect() and VideoFaceFinder.\n")
         print(f"{'video':42}{'frames':>7}" + "".join(f"{way:>16}" for way in WAYS))
         for path in sorted(arguments.videos.iterdir()):
@@ -88,14 +89,14 @@ def _ways(
     return {**alone, "detect": counted(detector), "video": counted(VideoFaceFinder(detector))}
 
 
-def _alone() -> dict[str, Callable[[np.ndarray], int]]:
+def _alone(models: ExitStack) -> dict[str, Callable[[np.ndarray], int]]:
     """Each of MediaPipe's models as its own documentation uses it."""
     import mediapipe  # type: ignore[import-untyped]
     from mediapipe.tasks.python import BaseOptions, vision  # type: ignore[import-untyped]
 
     def counted(weights: Path) -> Callable[[np.ndarray], int]:
         options = vision.FaceDetectorOptions(base_options=BaseOptions(model_asset_path=str(weights)))
-        model = vision.FaceDetector.create_from_options(options)
+        model = models.enter_context(vision.FaceDetector.create_from_options(options))
         image_class, srgb = mediapipe.Image, mediapipe.ImageFormat.SRGB
         return lambda image_rgb: len(model.detect(image_class(image_format=srgb, data=image_rgb)).detections)
 

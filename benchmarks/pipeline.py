@@ -26,7 +26,7 @@ from ferflow.frames import VideoReader
 from ferflow.records import Face
 from ferflow.sources import open_results
 from ferflow.stages import analyze_video, annotate_video, summarize_video
-from models.warm import warm_classifier, warm_detector
+from models.warm import face_finder, warm_classifier
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def compare_memory(video: Path, minutes: list[float]) -> None:
 
 def print_stages(video: Path) -> None:
     """CPU milliseconds a frame by stage, in this process, models warm."""
-    detector, classifier, settings = warm_detector(), warm_classifier("default"), Settings()
+    detector, classifier, settings = face_finder(), warm_classifier("default"), Settings()
     spent: dict[str, float] = {"detect": 0.0, "classify": 0.0}
 
     class TimedDetector:
@@ -139,7 +139,7 @@ def print_stages(video: Path) -> None:
 
 def bare_loop(video: Path, target: Path) -> None:
     """The floor."""
-    detector, classifier = warm_detector(), warm_classifier("default")
+    detector, classifier = face_finder(), warm_classifier("default")
     crops: list[np.ndarray] = []
     with av.open(str(video)) as source, av.open(str(target), "w", format="mp4") as output:
         decoder = source.streams.video[0]

@@ -25,7 +25,11 @@ class EmotionClassifier(Protocol):
     """How much of a face such a crop shows."""
 
     def classify(self, crops_gray: np.ndarray) -> np.ndarray:
-        """Score crops, uint8 (n, crop_size_px, crop_size_px) -> float32 (n, 7) in the order of EMOTIONS, rows sum to 1."""
+        """Score crops, uint8 (n, crop_size_px, crop_size_px).
+
+        Returns:
+            float32 (n, 7) in the order of EMOTIONS, rows sum to 1.
+        """
         ...
 
 

@@ -13,7 +13,7 @@ _MOST_SUPERSAMPLING = 8
 
 
 class FaceDetector(Protocol):
-    """Something that finds faces in a picture; it keeps no memory from one picture to the next."""
+    """Something that finds faces, picture after picture of one video; it may remember where they were."""
 
     def detect(self, image_rgb: np.ndarray) -> list[Face]:
         """Find every face in uint8 (height, width, 3) RGB, C-contiguous; best first, none twice."""

@@ -14,7 +14,7 @@ from ferflow.errors import VideoError
 from ferflow.faces import FaceDetector, crop_gray, face_window
 from ferflow.frames import VideoReader, rewrite_video
 from ferflow.overlay import draw_frame
-from ferflow.records import Analysis, Face, FaceColumns, FaceRow, Frame, Segment, VideoSummary
+from ferflow.records import Analysis, FaceColumns, FaceRow, Frame, Segment, VideoSummary
 from ferflow.rows import read_faces, write_faces, write_segments, write_video
 from ferflow.storage import Results, utf8
 from ferflow.summary import (
@@ -92,9 +92,7 @@ def annotate_video(
     """
     faces, analysis = read_faces(faces_path)
     emotions = emotion_of_rows(faces, _segments(faces, settings))
-    smoothed = replace(
-        faces, probabilities=smooth_probabilities(faces, window_seconds=settings.smoothing_seconds)
-    )
+    smoothed = replace(faces, probabilities=smooth_probabilities(faces, window_seconds=settings.smoothing_seconds))
     path = results.annotated(analysis.source, analysis.video_id)
 
     size_wh = analysis.info.width, analysis.info.height

@@ -80,7 +80,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         if field.annotation is bool:
             group.add_argument(option, action=argparse.BooleanOptionalAction, help=help_text)
         else:
-            group.add_argument(option, metavar="VALUE", type=field.annotation, help=help_text)
+            kind = type(field.default)
+            group.add_argument(option, metavar="VALUE", type=kind, help=help_text)
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
@@ -159,7 +160,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", type=Path, help="labelled faces: train/<emotion>/*.jpg, test/<emotion>/*.jpg")
+    parser.add_argument("data", metavar="DATA", type=Path, help="labelled faces: train/<emotion>/, test/<emotion>/")
     parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file like configs/train.toml, the default")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="where to write (%(default)s)")
 

@@ -8,7 +8,7 @@ from ferflow.sources import Job, plan_jobs
 from ferflow.stages import Progress, analyze_video, annotate_video, summarize_video
 from ferflow.storage import Results
 from flows.each_video import Listener, Stages, process_each
-from models.warm import warm_classifier, warm_detector
+from models.warm import face_finder, warm_classifier
 
 
 def analyze_in_process(
@@ -47,7 +47,7 @@ def _analyze(job: Job, results: Results, settings: Settings, progress: Progress)
         job.source,
         results,
         video_id=job.video_id,
-        detector=warm_detector(),
+        detector=face_finder(),
         classifier=warm_classifier(settings.model),
         settings=settings,
         progress=progress,

@@ -29,6 +29,7 @@ import numpy as np
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import ModelError
 from ferflow.faces import Framing
+from models.quiet import without_chatter
 
 if TYPE_CHECKING:
     import keras
@@ -98,7 +99,8 @@ class EmotionModel:
         from ai_edge_litert.interpreter import Interpreter
 
         try:
-            self._interpreter = Interpreter(model_content=content, num_threads=num_threads)
+            with without_chatter():
+                self._interpreter = Interpreter(model_content=content, num_threads=num_threads)
             self._input = self._interpreter.get_input_details()[0]
             self._output = self._interpreter.get_output_details()[0]
         except (ValueError, RuntimeError, IndexError) as error:
@@ -112,7 +114,8 @@ class EmotionModel:
                 f"{directory / LITERT_FILE}: it maps {actual[0]} to {actual[1]}, not {expected[0]} to {expected[1]}. "
                 "Save the model again."
             )
-        self._loaded_batch_size = 0
+        with without_chatter():
+            self._allocate(_BATCH_SIZE)
         self._lock = threading.Lock()
 
     def classify(self, crops_gray: np.ndarray) -> np.ndarray:
@@ -129,13 +132,17 @@ class EmotionModel:
             for start in range(0, len(crops_gray), _BATCH_SIZE):
                 batch = crops_gray[start : start + _BATCH_SIZE, ..., np.newaxis]
                 if len(batch) != self._loaded_batch_size:
-                    self._interpreter.resize_tensor_input(self._input["index"], batch.shape)
-                    self._interpreter.allocate_tensors()
-                    self._loaded_batch_size = len(batch)
+                    self._allocate(len(batch))
                 self._interpreter.set_tensor(self._input["index"], batch)
                 self._interpreter.invoke()
                 scores[start : start + len(batch)] = self._interpreter.get_tensor(self._output["index"])
         return scores
+
+    def _allocate(self, batch_size: int) -> None:
+        shape = (batch_size, self.crop_size_px, self.crop_size_px, 1)
+        self._interpreter.resize_tensor_input(self._input["index"], shape)
+        self._interpreter.allocate_tensors()
+        self._loaded_batch_size = batch_size
 
 
 def save_model(parent: Path, network: keras.Model, *, description: ModelDescription) -> Path:

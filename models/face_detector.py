@@ -3,12 +3,9 @@
 import contextlib
 import ctypes
 import dataclasses
-import os
-import re
 import sys
-import tempfile
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -19,6 +16,7 @@ from ferflow.errors import ModelError
 from ferflow.faces import intersection_over_union
 from ferflow.records import Box, Face
 from models.detector_weights import detector_weights_paths
+from models.quiet import without_chatter
 
 # A candidate may be weak, because a second look decides. All numbers were chosen on 30 clips: with full range's
 # candidates from 0.3 up a street in 1080p loses 6 % of its faces, from 0.2 up there is a third more to look at.
@@ -56,10 +54,6 @@ _CONTAINED = 0.7
 _LARGE_PX = 1280
 _SHRUNK_PX = 640
 _MOST_SQUARES = 4
-
-_CHATTER = re.compile(
-    rb"(I\d{4} |INFO: |WARNING: All log messages before absl|W\d{4} .*inference_feedback_manager)",
-)
 
 
 class View(NamedTuple):
@@ -102,7 +96,7 @@ class MediaPipeFaceDetector:
     def __init__(self) -> None:
         _require_system_libraries()
         paths = detector_weights_paths()
-        with _without_chatter():
+        with without_chatter():
             self._image_class, self._srgb, create = _import_mediapipe()
             self._open = contextlib.ExitStack()
             try:
@@ -122,7 +116,7 @@ class MediaPipeFaceDetector:
 
     def close(self) -> None:
         """Free the models; calling it twice is fine."""
-        with _without_chatter():
+        with without_chatter():
             self._open.close()
 
     def detect(self, image_rgb: np.ndarray) -> list[Face]:
@@ -377,26 +371,3 @@ def _require_system_libraries() -> None:
                 f"MediaPipe needs the system library {name}, which is not installed: "
                 "run `sudo apt-get install libegl1 libgles2`."
             ) from error
-
-
-@contextlib.contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Drop the known harmless lines that MediaPipe's C++ writes to stderr; pass on every other line afterwards."""
-    sys.stderr.flush()
-    try:
-        real = os.dup(2)
-    except OSError:  # no stderr to keep clean
-        yield
-        return
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(real, 2)
-            os.close(real)
-            caught.seek(0)
-            for line in caught:
-                if not _CHATTER.match(line):
-                    os.write(2, line)

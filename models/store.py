@@ -21,7 +21,9 @@ def find_model(name: str) -> Path:
         try:
             return _INSTALLED / _IN_USE.read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise ModelError(f"{_IN_USE}: the emotion model that comes with ferflow is missing; install it again.") from error
+            raise ModelError(
+                f"{_IN_USE}: the emotion model that comes with ferflow is missing; install it again."
+            ) from error
     for folder in (_INSTALLED / name, Path(name)):
         if (folder / "model.json").is_file():
             return folder

@@ -5,7 +5,7 @@ import contextlib
 import threading
 
 from models.emotion_classifier import EmotionModel
-from models.face_detector import MediaPipeFaceDetector
+from models.face_detector import MediaPipeFaceDetector, VideoFaceFinder
 from models.store import find_model
 
 _thread = threading.local()
@@ -27,6 +27,11 @@ def warm_detector() -> MediaPipeFaceDetector:
     return detector
 
 
+def face_finder() -> VideoFaceFinder:
+    """A finder for the frames of one video, on this thread's warm detector."""
+    return VideoFaceFinder(warm_detector())
+
+
 def warm_classifier(name: str) -> EmotionModel:
     """This thread's emotion model of a name, as `find_model` reads it.
 
@@ -35,7 +40,8 @@ def warm_classifier(name: str) -> EmotionModel:
     """
     folder = find_model(name)
     if getattr(_thread, "classifier_folder", None) != folder:
-        _thread.classifier = EmotionModel(folder)
+        with _lock:
+            _thread.classifier = EmotionModel(folder)
         _thread.classifier_folder = folder
     classifier: EmotionModel = _thread.classifier
     return classifier

@@ -13,7 +13,7 @@ from ferflow.rows import read_faces, read_video
 from ferflow.sources import Job
 from ferflow.stages import Progress
 from ferflow.storage import Results
-from models.warm import warm_classifier, warm_detector
+from models.warm import face_finder, warm_classifier
 
 
 def _can_pass(task: Any, task_run: Any, state: Any) -> bool:
@@ -39,7 +39,7 @@ def analyze_video(job: Job, results: Results, settings: Settings, progress: Prog
         job.source,
         results,
         video_id=job.video_id,
-        detector=warm_detector(),
+        detector=face_finder(),
         classifier=warm_classifier(settings.model),
         settings=settings,
         progress=progress,

@@ -70,6 +70,9 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Server]:
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
     home = tmp_path_factory.mktemp("prefect")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -99,6 +102,9 @@ def server(tmp_path_factory) -> Iterator[Server]:
         eventually(is_up, "the Prefect server")
         yield Server(url, environment | {"PREFECT_API_URL": url})
     finally:
+        # What this process still has to tell the server, it would complain about afterwards.
+        EventsWorker.drain_all(timeout=30)
+        APILogWorker.drain_all(timeout=30)
         end(process)
 
 
@@ -259,7 +265,7 @@ def test_a_damaged_model_stops_the_run_and_is_not_tried_again(batch, on_server, 
         tries.append(1)
         raise ModelError("the detector's weights are missing; fetch them.")
 
-    monkeypatch.setattr("tasks.video.warm_detector", without_weights)
+    monkeypatch.setattr("tasks.video.face_finder", without_weights)
     state = analyze_videos([str(batch.inbox)], str(tmp_path), workers=1, return_state=True)
     assert (state.type.value, state.message) == ("FAILED", "the detector's weights are missing; fetch them.")
     assert len(tries) == 1

@@ -18,7 +18,7 @@ from ferflow.sources import open_results
 from ferflow.stages import analyze_video, annotate_video, record_failure, summarize_video
 from ferflow.storage import Results, content_id
 from flows.cli import main
-from models.warm import warm_classifier, warm_detector
+from models.warm import face_finder, warm_classifier
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def analyze(source: Path, results: Results, settings: Settings = Settings()) -> 
         source,
         results,
         video_id=content_id(source),
-        detector=warm_detector(),
+        detector=face_finder(),
         classifier=warm_classifier(settings.model),
         settings=settings,
     )

@@ -1,6 +1,5 @@
 """files and folders -> the videos in them, each content once, and which are still to be done."""
 
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from ferflow.frames import VIDEO_SUFFIXES
 from ferflow.records import VideoSummary
 from ferflow.rows import TABLES, read_video, write_empty_table
 from ferflow.storage import Results, content_id, unreadable_id
-
-logger = logging.getLogger(__name__)
 
 _COLUMNS_ONLY = "columns.parquet"
 # A part of each table without rows; it is also what a results folder is known by.
@@ -29,6 +26,8 @@ class Job:
     """Hash of its bytes, or of its path if they cannot be read."""
     earlier: VideoSummary | None
     """The result that stands in the results folder for this content, model and settings; None if it is to be done."""
+    copy_of: Path | None = None
+    """A file named before that holds the same bytes, and whose result stands for both."""
 
 
 def find_videos(sources: Iterable[Path]) -> list[Path]:
@@ -77,7 +76,7 @@ def open_results(root: Path) -> Results:
 def plan_jobs(
     videos: Sequence[Path], results: Results, *, model_version: str, settings: Settings, force: bool = False
 ) -> Iterator[Job]:
-    """What is to be done about each video, one after the other; copies of the same content are named once.
+    """What is to be done about each video, one after the other; of the same content only once.
 
     Args:
         videos: the files.
@@ -96,7 +95,7 @@ def plan_jobs(
             # It could not be read once and now it can: that failure is no more.
             results.rows("videos", unreadable_id(source)).unlink(missing_ok=True)
         if video_id in seen:
-            logger.info("%s: the same content as %s, which stands for both", source, seen[video_id])
+            yield Job(source, video_id, None, copy_of=seen[video_id])
             continue
         seen[video_id] = source
         earlier = None if force else read_video(results.rows("videos", video_id))

@@ -136,6 +136,10 @@ class _Outcomes:
     def stage(self, job: Job, name: str, done: int, expected: int | None) -> None:
         """The task runs show it."""
 
+    def copied(self, job: Job) -> None:
+        """Say it; it is no outcome."""
+        self._logger.info("%s: the same content as %s, whose result stands for both", job.source.name, job.copy_of)
+
     def finished(self, job: Job, summary: VideoSummary) -> None:
         """Keep it for the end; say now what is wrong."""
         self._outcomes.append((job, summary))

@@ -37,6 +37,10 @@ class Listener(Protocol):
         """A stage of a video has dealt with `done` of its frames, of `expected` if that is known."""
         ...
 
+    def copied(self, job: Job) -> None:
+        """A file holds the same bytes as `job.copy_of`; there is nothing to do about it."""
+        ...
+
     def finished(self, job: Job, summary: VideoSummary) -> None:
         """A video's result is there, new or from an earlier run (then it is `job.earlier`)."""
         ...
@@ -92,7 +96,10 @@ def process_each(
                     job = next(jobs, None)
                 if job is None:
                     return
-                listener.finished(job, job.earlier or process(job))
+                if job.copy_of is not None:
+                    listener.copied(job)
+                else:
+                    listener.finished(job, job.earlier or process(job))
             except _Stopped:
                 return
             except (FerflowError, OSError):

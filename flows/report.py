@@ -23,6 +23,8 @@ class Report:
         """Videos that could not be analysed, in this run or in an earlier one that still holds."""
         self.unchanged = 0
         """Videos whose results were there already."""
+        self.copies = 0
+        """Files with the same content as another."""
         self._video_count = video_count
         self._lock = threading.Lock()
         self._bars: dict[Job, tuple[TaskID, str, float]] = {}
@@ -64,6 +66,13 @@ class Report:
         assert bar is not None
         self._progress.update(bar, completed=done, total=expected, speed=speed)
 
+    def copied(self, job: Job) -> None:
+        """Say that a file needs no work."""
+        with self._lock:
+            self.copies += 1
+        assert job.copy_of is not None
+        self._tell(f"{job.source.name}: the same content as {job.copy_of.name}")
+
     def finished(self, job: Job, summary: VideoSummary) -> None:
         """Say in a line what became of a video."""
         with self._lock:
@@ -73,17 +82,21 @@ class Report:
                 self.unchanged += 1
             else:
                 self.done.append(summary)
-            count = len(self.done) + len(self.failed) + self.unchanged
             if job in self._bars:
                 self._progress.remove_task(self._bars.pop(job)[0])
+        self._tell(describe(summary) if job.earlier is None or summary.status == "failed" else None)
+
+    def _tell(self, line: str | None) -> None:
+        count = len(self.done) + len(self.failed) + self.unchanged + self.copies
         self._progress.update(self._all, completed=count)
-        if job.earlier is None or summary.status == "failed":
-            self._console.print(f"[{count}/{self._video_count}] {describe(summary)}", markup=False)
+        if line is not None:
+            self._console.print(f"[{count}/{self._video_count}] {line}", markup=False)
 
     def conclusion(self, results: Results) -> str:
         """A few lines for the end of the run: how many, and where to look."""
+        copies = f", {_count(self.copies, 'copy', 'copies')} of others" if self.copies else ""
         lines = [
-            f"{len(self.done)} analysed, {self.unchanged} already done, {len(self.failed)} failed.",
+            f"{len(self.done)} analysed, {self.unchanged} already done, {len(self.failed)} failed{copies}.",
             f"Tables:           {results.table('faces')}, {results.table('videos')}, {results.table('segments')}",
             f"Annotated videos: {results.root / 'annotated'}",
             f"Timelines:        {results.root / 'timelines'}",
@@ -106,5 +119,5 @@ def describe(summary: VideoSummary) -> str:
     return line if summary.error is None else f"{line}. Note: {summary.error}"
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
+def _count(number: int, thing: str, things: str | None = None) -> str:
+    return f"{number} {thing if number == 1 else things or thing + 's'}"

@@ -55,11 +55,13 @@ def test_one_bad_video_does_not_stop_the_others_and_the_exit_status_says_so(firs
 def test_the_command_says_what_became_of_each_video_and_nothing_else(first_run):
     run, _ = first_run
     lines = run.stderr.splitlines()
-    assert len(lines) == 4, run.stderr
+    assert len(lines) == 5, run.stderr
     assert all(line.startswith("[") for line in lines)
     assert any("copy of portrait.mp4: 12 frames, 12 faces, 1 track, mostly happy" in line for line in lines)
+    assert any("portrait.mp4: the same content as copy of portrait.mp4" in line for line in lines)
+    assert lines[-1].startswith("[5/5] ")
     assert any("empty.mp4: failed: the file is empty" in line for line in lines)
-    assert run.stdout.startswith("2 analysed, 0 already done, 2 failed.")
+    assert run.stdout.startswith("2 analysed, 0 already done, 2 failed, 1 copy of others.")
 
 
 def test_nothing_in_the_inbox_is_touched(first_run, inbox):
@@ -72,7 +74,7 @@ def test_a_second_run_does_nothing_and_force_does_it_again(first_run, inbox):
     before = pd.read_parquet(results / "videos").set_index("video_id").processed_at
     again = ferflow("analyze", inbox, "--results", results)
     assert again.returncode == 1
-    assert again.stdout.startswith("0 analysed, 2 already done, 2 failed.")
+    assert again.stdout.startswith("0 analysed, 2 already done, 2 failed, 1 copy of others.")
     assert pd.read_parquet(results / "videos").set_index("video_id").processed_at.equals(before)
     forced = ferflow("analyze", inbox / "portrait.mp4", "--results", results, "--force")
     assert forced.returncode == 0

@@ -59,7 +59,16 @@ def plan(videos: list[Path], results: Results, **options: object) -> list[tuple[
 
 
 def test_a_folder_gives_its_videos_and_leaves_the_other_files(tmp_path):
-    for name in ["b.MP4", "a.mov", "deep/er/c.webm", "notes.txt", ".hidden.mp4", "~lock.mp4", ".git/x.mp4", "d.mp4.part"]:
+    for name in [
+        "b.MP4",
+        "a.mov",
+        "deep/er/c.webm",
+        "notes.txt",
+        ".hidden.mp4",
+        "~lock.mp4",
+        ".git/x.mp4",
+        "d.mp4.part",
+    ]:
         touch(tmp_path / name)
     names = [path.relative_to(tmp_path).as_posix() for path in find_videos([tmp_path])]
     assert names == ["a.mov", "b.MP4", "deep/er/c.webm"]
@@ -97,7 +106,12 @@ def test_the_same_content_is_one_video(tmp_path, results):
     first = touch(tmp_path / "a.mp4", "content")
     second = touch(tmp_path / "copy of a.mp4", "content")
     other = touch(tmp_path / "b.mp4", "other")
-    assert plan([first, second, other], results) == [("a.mp4", False), ("b.mp4", False)]
+    jobs = list(plan_jobs([first, second, other], results, model_version="model-1", settings=Settings()))
+    assert [(job.source.name, job.copy_of) for job in jobs] == [
+        ("a.mp4", None),
+        ("copy of a.mp4", first),
+        ("b.mp4", None),
+    ]
 
 
 def test_what_is_done_is_not_done_again_under_another_name_either(tmp_path, results):

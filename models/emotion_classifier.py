@@ -68,6 +68,8 @@ class ModelDescription:
     """Its classes in the order of its outputs."""
     version: str = ""
     """Name and the first 8 digits of the sha256 of the weights and the temperature; given by `save_model`."""
+    class_biases: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """What the calibration added to each class's logit, after the temperature; the saved weights contain it."""
     keras_version: str = ""
     """What wrote model.keras; given by `save_model`."""
     sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -225,7 +227,11 @@ def read_description(directory: Path) -> ModelDescription:
     path = directory / DESCRIPTION_FILE
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        fields = {field.name: table[field.name] for field in dataclasses.fields(ModelDescription)}
+        fields = {
+            field.name: table[field.name]
+            for field in dataclasses.fields(ModelDescription)
+            if field.name != "class_biases" or field.name in table
+        }
         fields |= {"emotions": tuple(table["emotions"]), "framing": Framing(**table["framing"])}
         description = ModelDescription(**fields)
     except OSError as error:

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from training.metrics import apply_temperature, expected_calibration_error, fit_temperature, measure
+from training.metrics import Calibration, calibrate, expected_calibration_error, fit_calibration, measure
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits)
+    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def test_perfect_answers_measure_perfect() -> None:
@@ -35,14 +40,34 @@ def test_a_certainty_of_one_falls_into_the_last_bin() -> None:
     assert expected_calibration_error(np.ones(4), np.ones(4, bool)) == 0
 
 
-def test_the_fitted_temperature_undoes_a_known_one() -> None:
+def test_the_fitted_calibration_undoes_a_known_distortion() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (20_000, 7))
-    true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (softmax(logits).cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
+    biases = np.array([0.5, -0.5, 0.2, -0.2, 0.0, 0.3, -0.3])
+    distorted = softmax(2 * (logits - biases))
+    calibration = fit_calibration(distorted, labels)
+    assert calibration.temperature == pytest.approx(2, abs=0.06)
+    assert calibration.class_biases == pytest.approx(biases, abs=0.1)
+    before, after = measure(distorted, labels), measure(calibrate(distorted, calibration), labels)
+    assert after.calibration_error < 0.01 < before.calibration_error
+    assert after.log_loss < before.log_loss
+
+
+def test_calibration_leaves_well_calibrated_probabilities_alone() -> None:
+    rng = np.random.default_rng(1)
+    true = softmax(rng.normal(0, 2, (20_000, 7)))
     labels = (true.cumsum(axis=1) > rng.random((20_000, 1))).argmax(axis=1)
-    overconfident = true**2 / (true**2).sum(axis=1, keepdims=True)
-    assert fit_temperature(overconfident, labels) == pytest.approx(2, abs=0.06)
-    assert fit_temperature(true, labels) == pytest.approx(1, abs=0.03)
+    calibration = fit_calibration(true, labels)
+    assert calibration.temperature == pytest.approx(1, abs=0.03)
+    assert calibration.class_biases == pytest.approx(np.zeros(7), abs=0.1)
+    assert calibrate(true, Calibration(1.0, (0.0,) * 7)) == pytest.approx(true)
+
+
+def test_calibration_stays_finite_on_a_few_images_told_apart_perfectly() -> None:
+    calibration = fit_calibration(np.eye(7)[:3], np.arange(3))
+    assert np.isfinite([calibration.temperature, *calibration.class_biases]).all()
+    assert calibration.temperature > 0
 
 
 def test_nothing_to_measure_is_refused() -> None:
@@ -50,10 +75,3 @@ def test_nothing_to_measure_is_refused() -> None:
         measure(np.empty((0, 7)), np.empty(0, int))
     with pytest.raises(ValueError, match="2 rows of probabilities for 3 labels"):
         measure(np.ones((2, 7)), np.zeros(3, int))
-
-
-def test_a_temperature_changes_how_sure_an_answer_is_but_not_the_answer() -> None:
-    probabilities = np.array([[0.7, 0.2, 0.1], [1.0, 0.0, 0.0]])
-    cooler, same = apply_temperature(probabilities, 0.5), apply_temperature(probabilities, 1.0)
-    assert cooler[0] == pytest.approx(np.array([0.49, 0.04, 0.01]) / 0.54)
-    assert same == pytest.approx(probabilities)

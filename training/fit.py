@@ -25,7 +25,7 @@ from models.emotion_classifier import ModelDescription, save_model
 from models.emotion_cnn import CROP_SIZE_PX, build_emotion_cnn
 from training.augment import augment_batch
 from training.dataset import DataSplits, load_splits, soft_targets
-from training.metrics import apply_temperature, fit_temperature, measure
+from training.metrics import calibrate, fit_calibration, measure
 from training.recipe import DEFAULT_RECIPE, Recipe, Schedule, load_recipe
 
 if TYPE_CHECKING:
@@ -91,20 +91,21 @@ def train(
 
     uncalibrated = build_emotion_cnn(**dataclasses.asdict(recipe.network))
     uncalibrated.set_weights(weights)
-    temperature = fit_temperature(_predict(uncalibrated, splits.validation.images_gray), splits.validation.labels)
-    network = build_emotion_cnn(**dataclasses.asdict(recipe.network), temperature=temperature)
-    network.set_weights(weights)
+    calibration = fit_calibration(_predict(uncalibrated, splits.validation.images_gray), splits.validation.labels)
+    # softmax(logits / temperature + bias) with the bias moved into the last layer's own.
+    shift = np.float32(calibration.temperature) * np.asarray(calibration.class_biases, np.float32)
+    network = build_emotion_cnn(**dataclasses.asdict(recipe.network), temperature=calibration.temperature)
+    network.set_weights([*weights[:-1], weights[-1] + shift])
     description = ModelDescription(
         name=recipe.name,
         crop_size_px=CROP_SIZE_PX,
-        temperature=temperature,
+        temperature=calibration.temperature,
+        class_biases=dict(zip(EMOTIONS, calibration.class_biases, strict=True)),
         framing=recipe.framing,
         commit=_commit(),
         recipe=dataclasses.asdict(recipe),
         data=describe_splits(splits),
-        metrics=evaluate(
-            lambda images_gray: apply_temperature(_predict(uncalibrated, images_gray), temperature), splits
-        ),
+        metrics=evaluate(lambda images_gray: calibrate(_predict(uncalibrated, images_gray), calibration), splits),
         history=[dataclasses.asdict(epoch) for epoch in history],
     )
     directory = save_model(out_dir, network, description=description)

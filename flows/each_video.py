@@ -87,30 +87,26 @@ def process_each(
     """
     taking = threading.Lock()
     stopped = threading.Event()
-    unforeseen: list[Exception] = []
+    unforeseen: list[tuple[Job, Exception]] = []
+
+    def take() -> Job | None:
+        with taking:
+            return None if stopped.is_set() else next(jobs, None)
 
     def work() -> None:
-        while not stopped.is_set():
-            try:
-                with taking:
-                    job = next(jobs, None)
-                if job is None:
-                    return
-                if job.copy_of is not None:
-                    listener.copied(job)
-                else:
+        try:
+            while (job := take()) is not None:
+                try:
                     listener.finished(job, job.earlier or process(job))
-            except _Stopped:
-                return
-            except (FerflowError, OSError):
-                stopped.set()
-                raise
-            except Exception as error:
-                error.add_note(f"while working on {job.source}" if job else "while looking for the next video")
-                unforeseen.append(error)
-            except BaseException:
-                stopped.set()
-                raise
+                except (FerflowError, OSError):
+                    raise
+                except Exception as error:
+                    unforeseen.append((job, error))
+        except _Stopped:
+            pass
+        except BaseException:
+            stopped.set()
+            raise
 
     def process(job: Job) -> VideoSummary:
         def progress(stage: str) -> Progress:
@@ -149,4 +145,6 @@ def process_each(
         finally:
             stopped.set()
     if unforeseen:
-        raise ExceptionGroup("errors that nobody foresaw; the other videos are done", unforeseen)
+        names = ", ".join(job.source.name for job, _ in unforeseen)
+        errors = [error for _, error in unforeseen]
+        raise ExceptionGroup(f"{names}: an error that nobody foresaw; the other videos are done", errors)

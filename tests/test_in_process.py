@@ -191,9 +191,18 @@ def test_an_error_that_nobody_foresaw_stops_its_video_only(results):
         stages.run(jobs("a", "b", "c"), results)
     (error,) = raised.value.exceptions
     assert error is stages.faults["b"]
-    assert error.__notes__ == ["while working on b"]
+    assert str(raised.value).startswith("b: an error that nobody foresaw")
     rows = {path.stem for path in results.table("videos").glob("id-of-*")}
     assert rows == {"id-of-a", "id-of-c"}, "the next run tries b again"
+
+
+def test_an_error_in_planning_is_not_taken_for_one_of_a_video(results):
+    def backlog() -> Iterator[Job]:
+        yield from jobs("a")
+        raise ZeroDivisionError("nobody thought of this")
+
+    with pytest.raises(ZeroDivisionError):
+        FakeStages().run(backlog(), results)
 
 
 @pytest.mark.parametrize("fault", [OSError("no space left on device"), ModelError("the model is damaged")])

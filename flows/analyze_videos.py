@@ -1,5 +1,6 @@
 """videos and folders -> results, as one Prefect flow run with a task run per video and stage"""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,8 +28,8 @@ _ROWS_IN_TABLE = 1000
 
 _DEFAULTS = load_settings(None)
 
-Outcome = tuple[Job, VideoSummary]
-"""A video and what became of it."""
+Outcome = tuple[Job, VideoSummary | None]
+"""A video and what became of it; None for a copy of another, whose result stands for both."""
 
 
 def _name_run() -> str:
@@ -137,8 +138,8 @@ class _Outcomes:
         """The task runs show it."""
 
     def copied(self, job: Job) -> None:
-        """Say it; it is no outcome."""
-        self._logger.info("%s: the same content as %s, whose result stands for both", job.source.name, job.copy_of)
+        """Keep it for the end."""
+        self._outcomes.append((job, None))
 
     def finished(self, job: Job, summary: VideoSummary) -> None:
         """Keep it for the end; say now what is wrong."""
@@ -148,14 +149,14 @@ class _Outcomes:
 
     @property
     def _failed(self) -> list[VideoSummary]:
-        return [summary for _, summary in self._outcomes if summary.status == "failed"]
+        return [summary for _, summary in self._outcomes if summary is not None and summary.status == "failed"]
 
     def publish(self) -> None:
         """Show the videos as a table, failed ones first."""
         if not self._outcomes:
             return
         rows = [_row(job, summary) for job, summary in self._outcomes]
-        rows.sort(key=lambda row: ("failed", "done", "already done").index(row["outcome"]))
+        rows.sort(key=lambda row: ("failed", "done", "already done", "copy").index(row["outcome"]))
         note = "" if len(rows) <= _ROWS_IN_TABLE else f" The first {_ROWS_IN_TABLE}:"
         create_table_artifact(rows[:_ROWS_IN_TABLE], key="analyzed-videos", description=f"{self._counts()}{note}")
 
@@ -166,33 +167,36 @@ class _Outcomes:
             return Completed(message=self._counts(), data=self._outcomes)
         named = [describe(summary).replace(": failed: ", ": ", 1) for summary in failed[:_NAMED_IN_STATE]]
         if len(failed) > _NAMED_IN_STATE:
-            named.append(f"and {len(failed) - _NAMED_IN_STATE} more, see the table")
+            named.append(f"And {len(failed) - _NAMED_IN_STATE} more, see the table.")
         message = f"{self._counts()} {' '.join(named)}"
-        if len(failed) == len(self._outcomes):
+        if len(failed) == sum(summary is not None for _, summary in self._outcomes):
             return Failed(message=message, data=self._outcomes)
-        return Completed(
-            name=f"Completed with {len(failed)} failed video{'s' * (len(failed) > 1)}",
-            message=message,
-            data=self._outcomes,
-        )
+        name = f"Completed with {len(failed)} failed video{'s' * (len(failed) > 1)}"
+        return Completed(name=name, message=message, data=self._outcomes)
 
     def _counts(self) -> str:
-        failed = len(self._failed)
-        unchanged = sum(job.earlier is not None for job, summary in self._outcomes if summary.status != "failed")
-        return f"{len(self._outcomes) - failed - unchanged} analysed, {unchanged} already done, {failed} failed."
+        counts = Counter(_outcome(job, summary) for job, summary in self._outcomes)
+        copies = f", {counts['copy']} {'copy' if counts['copy'] == 1 else 'copies'} of others" if counts["copy"] else ""
+        return f"{counts['done']} analysed, {counts['already done']} already done, {counts['failed']} failed{copies}."
 
 
-def _row(job: Job, summary: VideoSummary) -> dict[str, Any]:
-    outcome = "already done" if summary.status == "done" and job.earlier else summary.status
+def _outcome(job: Job, summary: VideoSummary | None) -> str:
+    if summary is None:
+        return "copy"
+    return "already done" if summary.status == "done" and job.earlier else summary.status
+
+
+def _row(job: Job, summary: VideoSummary | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"video": job.source.name, "outcome": _outcome(job, summary)}
+    if summary is None:
+        return row | {"note": f"the same content as {job.copy_of}, whose result stands for both"}
     info = summary.info
-    return {
-        "video": Path(summary.source).name,
-        "outcome": outcome,
+    return row | {
+        "note": summary.error or "",
         "mostly": summary.dominant_emotion or "",
         "tracks": summary.track_count if info else "",
         "seconds of video": round(info.duration_seconds, 1) if info else "",
         "seconds of work": round(summary.processing_seconds, 1),
-        "note": summary.error or "",
         "annotated video": summary.annotated_path or "",
     }
 

@@ -101,6 +101,8 @@ def _analyze_under_prefect(args: argparse.Namespace) -> int:
     settings = _settings(args)
     videos = find_videos(args.sources)
     results = open_results(args.results)
+    # Where logging is set up already, Prefect leaves the run's name out of its lines.
+    logging.getLogger().handlers.clear()
     from flows.analyze_videos import analyze_on_server
     from flows.report import Report
 
@@ -109,7 +111,10 @@ def _analyze_under_prefect(args: argparse.Namespace) -> int:
     for job, summary in analyze_on_server(
         sources, str(results.root), settings=settings, force=args.force, workers=args.workers
     ):
-        report.finished(job, summary)
+        if summary is None:
+            report.copied(job)
+        else:
+            report.finished(job, summary)
     print(report.conclusion(results))
     return EXIT_SOME_FAILED if report.failed else 0
 

@@ -71,7 +71,8 @@ def process_each(
     order of the videos and a backlog of any length needs no more memory than `workers` videos.
 
     Args:
-        jobs: what is to be done, asked for one by one; those with an earlier result are only told to the listener.
+        jobs: what is to be done, asked for one by one; of those with an earlier result, and of copies, the
+            listener is only told.
         results: where to write.
         stages: what to do with each.
         settings: handed to each stage.
@@ -97,7 +98,10 @@ def process_each(
         try:
             while (job := take()) is not None:
                 try:
-                    listener.finished(job, job.earlier or process(job))
+                    if job.copy_of is not None:
+                        listener.copied(job)
+                    else:
+                        listener.finished(job, job.earlier or process(job))
                 except (FerflowError, OSError):
                     raise
                 except Exception as error:
@@ -112,7 +116,7 @@ def process_each(
         def progress(stage: str) -> Progress:
             def tell(done: int, expected: int | None) -> None:
                 if stopped.is_set():
-                    raise _Stopped
+                    raise _Stopped("the run ends before this video is finished")
                 listener.stage(job, stage, done, expected)
 
             return tell

@@ -69,7 +69,8 @@ def summarize_video(
     path = stages.summarize_video(faces_path, annotated_path, results, settings=settings)
     summary = read_video(path)
     assert summary is not None
-    _log(job, f"{summary.track_count} tracks, mostly {summary.dominant_emotion}, summarized", started)
+    mostly = f", mostly {summary.dominant_emotion}" if summary.dominant_emotion else ""
+    _log(job, f"summarized (tracks: {summary.track_count}{mostly})", started)
     return path
 
 

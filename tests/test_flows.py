@@ -137,6 +137,7 @@ def batch(server: Server, make_video, astronaut, tmp_path_factory) -> Batch:
     make_video(inbox / "interview_03.mp4", frame_count=6, image=astronaut)
     make_video(inbox / "die Straße.mp4", frame_count=5)
     make_video(inbox / "talk.webm", frame_count=4, codec="libvpx", image=np.ascontiguousarray(astronaut[:, ::-1]))
+    (inbox / "zweite Fassung.mp4").write_bytes((inbox / "interview_03.mp4").read_bytes())
     (inbox / "empty.mp4").touch()
     (inbox / "text.mp4").write_text("not a video")
     with temporary_settings({PREFECT_API_URL: server.url, PREFECT_HOME: server.environment["PREFECT_HOME"]}):
@@ -154,7 +155,7 @@ BROKEN = {
 def test_one_bad_video_does_not_stop_the_batch(batch):
     state = batch.run["state"]
     assert (state["type"], state["name"]) == ("COMPLETED", "Completed with 2 failed videos")
-    assert state["message"].startswith("3 analysed, 0 already done, 2 failed.")
+    assert state["message"].startswith("3 analysed, 0 already done, 2 failed, 1 copy of others.")
     assert all(f"{name}: {sentence}" in state["message"] for name, sentence in BROKEN.items())
     rows = {Path(row["source"]).name: row for row in table(batch.results, "videos").to_pylist()}
     assert {name: row["status"] for name, row in rows.items()} == dict.fromkeys(GOOD, "done") | dict.fromkeys(
@@ -165,7 +166,7 @@ def test_one_bad_video_does_not_stop_the_batch(batch):
 
 
 def test_a_run_is_named_for_what_it_does(batch):
-    assert batch.run["name"] == "analyze 5 videos: inbox"
+    assert batch.run["name"] == "analyze 6 videos: inbox"
 
 
 def test_a_task_run_names_its_video(batch, server):
@@ -193,6 +194,8 @@ def test_each_video_and_stage_logs_one_line_with_counts_and_seconds(batch, serve
     said = [line for line in lines() if line.startswith(tuple(starts))]
     assert len(said) == 9, said
     assert any(line.startswith("interview_03.mp4: 6 frames, 6 faces found in ") for line in said)
+    assert any(line.startswith("interview_03.mp4: summarized (tracks: 1, mostly happy) in ") for line in said)
+    assert any(line.startswith("die Straße.mp4: summarized (tracks: 0) in ") for line in said)
     assert all(line.endswith(" s") for line in said)
     for name, sentence in BROKEN.items():
         assert f"{name}: failed: {sentence}" in lines()
@@ -204,9 +207,12 @@ def test_a_run_ends_with_a_table_of_its_videos(batch, server):
         "artifacts/filter", artifacts={"flow_run_id": {"any_": [batch.run["id"]]}, "type": {"any_": ["table"]}}
     )
     rows = json.loads(artifact["data"])
-    assert [row["outcome"] for row in rows] == ["failed"] * 2 + ["done"] * 3
-    assert {row["video"]: row["note"] for row in rows} == BROKEN | dict.fromkeys(GOOD, "")
-    assert artifact["description"] == "3 analysed, 0 already done, 2 failed."
+    assert [row["outcome"] for row in rows] == ["failed"] * 2 + ["done"] * 3 + ["copy"]
+    copied = f"the same content as {batch.inbox / 'interview_03.mp4'}, whose result stands for both"
+    assert {row["video"]: row["note"] for row in rows} == (
+        BROKEN | dict.fromkeys(GOOD, "") | {"zweite Fassung.mp4": copied}
+    )
+    assert artifact["description"] == "3 analysed, 0 already done, 2 failed, 1 copy of others."
 
 
 def test_both_ways_write_the_same_rows(batch, tmp_path):
@@ -232,7 +238,8 @@ def test_second_run_does_nothing(batch, server):
     files = {path: path.stat().st_mtime_ns for path in batch.results.rglob("*") if path.is_file()}
     done = run_command("analyze", batch.inbox, "--results", batch.results, **server.environment)
     assert done.returncode == 1, done.stderr
-    assert done.stdout.startswith("0 analysed, 3 already done, 2 failed.\n")
+    assert done.stdout.startswith("0 analysed, 3 already done, 2 failed, 1 copy of others.\n")
+    assert "| INFO    | Flow run 'analyze 6 videos: inbox' - " in done.stderr
     assert {path: path.stat().st_mtime_ns for path in batch.results.rglob("*") if path.is_file()} == files
     run = server.last_run()
     assert run["id"] != batch.run["id"]

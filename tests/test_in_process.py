@@ -25,12 +25,13 @@ class Heard:
         self.stages: list[tuple[str, str, int, int | None]] = []
         self.summaries: dict[str, VideoSummary] = {}
         self.unchanged: set[str] = set()
+        self.copies: list[str] = []
 
     def stage(self, job: Job, name: str, done: int, expected: int | None) -> None:
         self.stages.append((job.source.name, name, done, expected))
 
     def copied(self, job: Job) -> None:
-        pass
+        self.copies.append(job.source.name)
 
     def finished(self, job: Job, summary: VideoSummary) -> None:
         assert job.source.name not in self.summaries, "told twice"
@@ -44,6 +45,7 @@ def inbox(make_video, astronaut, tmp_path) -> Path:
     folder = tmp_path / "inbox"
     make_video(folder / "first.mp4", frame_count=5, image=astronaut)
     make_video(folder / "second.mp4", frame_count=4, image=np.ascontiguousarray(astronaut[:, ::-1]))
+    (folder / "third.mp4").write_bytes((folder / "first.mp4").read_bytes())
     (folder / "broken.mp4").write_text("this is no video")
     return folder
 
@@ -70,6 +72,7 @@ def test_a_folder_is_analysed_and_a_broken_file_recorded(inbox, tmp_path):
         "broken.mp4": "failed",
     }
     assert heard.summaries["broken.mp4"].error == "this is a text file, not a video, whatever its name says."
+    assert heard.copies == ["third.mp4"]
     assert heard.summaries["first.mp4"].face_count == 5
     assert pq.ParquetDataset(results.table("faces")).read().num_rows == 9
     assert ("first.mp4", "faces", 5, 5) in heard.stages

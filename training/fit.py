@@ -159,9 +159,10 @@ def describe_splits(splits: DataSplits) -> dict[str, Any]:
 def _commit() -> str | None:
     """Name the commit of this code, with `+` when files were changed since; None outside a repository."""
     root = Path(__file__).parents[1]
+    code = ("training/*.py", "models/emotion_cnn.py", "ferflow/faces.py")
     try:
         run = functools.partial(subprocess.run, cwd=root, check=True, capture_output=True, text=True)
-        changed = run(["git", "status", "--porcelain", "--", "training", "models/emotion_cnn.py", "ferflow/faces.py"])
+        changed = run(["git", "status", "--porcelain", "--untracked-files=no", "--", *code])
         return run(["git", "rev-parse", "HEAD"]).stdout.strip() + ("+" if changed.stdout else "")
     except (OSError, subprocess.CalledProcessError):
         return None

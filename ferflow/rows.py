@@ -132,7 +132,6 @@ def write_faces(path: Path, rows: Iterable[FaceRow], describe: Callable[[], Anal
 
 def read_faces(path: Path) -> tuple[FaceColumns, Analysis]:
     """Read what `write_faces` wrote."""
-    # Not pandas and not pyarrow.dataset: importing either costs more CPU than a short clip's whole analysis.
     with pq.ParquetFile(path) as file:
         table = file.read()
         described = json.loads(file.metadata.metadata[_ANALYSIS_KEY])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ import av
 import av.error
 import numpy as np
 from av.audio import AudioStream
+from av.audio.frame import AudioFrame
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition
 from av.video import VideoStream
@@ -31,6 +32,9 @@ VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .webm .wmv".split()
 )
 """Names by which a video is recognised in a folder; a file that is named outright may have any."""
+
+SOUND_RATE = 48_000
+"""Sound samples a second of a video that is made from nothing."""
 
 _RESTARTED_CLOCK_FORMATS = frozenset({"mpeg", "mpegts"})
 # Formats whose clock starts anywhere (a broadcast's may say 26 hours): players show their first moment as 0.
@@ -224,7 +228,9 @@ class VideoReader:
 
     def _warning(self) -> str | None:
         if self._read_error is not None:
-            return f"the file is damaged after {float(self._end):.1f} s ({self._read_error}); what comes before was read."
+            return (
+                f"the file is damaged after {float(self._end):.1f} s ({self._read_error}); what comes before was read."
+            )
         stated = self._stated_end()
         if stated is not None and stated - self._end > max(Fraction(1, 2), stated / 100):
             return f"the file ends early: {float(self._end):.1f} of {float(stated):.1f} seconds could be read."
@@ -257,7 +263,14 @@ def rewrite_video(
     with VideoReader(source) as reader, _open(source) as sound_source, part_file(target) as part:
         size_wh = _written_size(reader.width, reader.height, max_short_side_px)
         with av.open(part, "w", format="mp4", options={"movflags": "+faststart"}) as output:
-            pictures = _drawn_packets(reader, output, draw, size_wh)
+            pictures = _encoded(
+                _drawn(reader.frames(size_wh=size_wh), draw),
+                output,
+                size_wh,
+                rate=reader.rate,
+                time_base=reader.time_base,
+                pixel_aspect=reader.pixel_aspect,
+            )
             sound = _sound_packets(sound_source, output)
             for packet in heapq.merge(pictures, sound, key=_decoding_time):
                 output.mux(packet)
@@ -267,21 +280,53 @@ def _decoding_time(packet: av.Packet[Any]) -> Fraction:
     return (packet.dts or 0) * packet.time_base
 
 
-def _drawn_packets(
-    reader: VideoReader,
+def write_video(
+    target: Path, frames: Iterable[Frame], *, size_wh: tuple[int, int], rate: Fraction, sound: np.ndarray
+) -> None:
+    """Write pictures and sound that no file holds yet, as `rewrite_video` writes its MP4.
+
+    Args:
+        target: the MP4 to write.
+        frames: the pictures in order of time.
+        size_wh: their width and height in pixels, both even.
+        rate: of how many a second their times are multiples.
+        sound: float32 (2, n) of -1 to 1, left and right, SOUND_RATE a second.
+    """
+    with part_file(target) as part, av.open(part, "w", format="mp4", options={"movflags": "+faststart"}) as output:
+        pictures = _encoded(frames, output, size_wh, rate=rate, time_base=1 / rate)
+        track = output.add_stream("aac", rate=SOUND_RATE)
+        samples = AudioFrame.from_ndarray(sound, format="fltp", layout="stereo")
+        samples.sample_rate, samples.time_base, samples.pts = SOUND_RATE, Fraction(1, SOUND_RATE), 0
+        for packet in pictures:
+            output.mux(packet)
+        output.mux(track.encode(samples))
+        output.mux(track.encode(None))
+
+
+def _drawn(frames: Iterator[Frame], draw: Callable[[Frame], None]) -> Iterator[Frame]:
+    for frame in frames:
+        draw(frame)
+        yield frame
+
+
+def _encoded(
+    frames: Iterable[Frame],
     output: OutputContainer,
-    draw: Callable[[Frame], None],
     size_wh: tuple[int, int],
+    *,
+    rate: Fraction,
+    time_base: Fraction,
+    pixel_aspect: Fraction = Fraction(1),
 ) -> Iterator[av.Packet[Any]]:
-    """Add the video stream; the iterator then decodes, draws and encodes."""
+    """Add the video stream; the iterator then takes the frames and encodes them."""
     video = output.add_stream("libx264", options={"preset": "veryfast", "crf": "23"})
     encoder = video.codec_context
     encoder.width, encoder.height = size_wh
     encoder.pix_fmt = "yuv420p"
-    encoder.framerate = reader.rate
-    encoder.time_base = reader.time_base if reader.time_base >= _FINEST_TIME_BASE else _FINEST_TIME_BASE
+    encoder.framerate = rate
+    encoder.time_base = max(time_base, _FINEST_TIME_BASE)
     # Pixels that are not square stay so; scaling to an even size changes their shape by less than one in the picture.
-    encoder.sample_aspect_ratio = reader.pixel_aspect
+    encoder.sample_aspect_ratio = pixel_aspect
     encoder.colorspace = Colorspace.ITU709
     encoder.color_primaries = ColorPrimaries.BT709
     encoder.color_trc = ColorTrc.BT709
@@ -289,8 +334,7 @@ def _drawn_packets(
 
     def packets() -> Iterator[av.Packet[Any]]:
         durations: dict[int, int] = {}
-        for frame in reader.frames(size_wh=size_wh):
-            draw(frame)
+        for frame in frames:
             picture = VideoFrame.from_ndarray(frame.image_rgb, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
             )
@@ -402,10 +446,11 @@ def _open(path: Path) -> InputContainer:
 def _why_unreadable(path: Path) -> str:
     """What a look at the first bytes tells about a file that FFmpeg refuses."""
     with path.open("rb") as file:
-        head = file.read(512)
+        head = file.read(4096)
     if head[4:8] == b"ftyp":
         return "its index (moov) is missing: the recording or the copy was cut off; copy or record it again."
-    if b"\0" not in head and all(byte >= 32 or byte in b"\t\n\r" for byte in head):
+    # An odd last character may be one that the end of the sample cut.
+    if head[:-4].decode("utf-8", errors="ignore").replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
         return "this is a text file, not a video, whatever its name says."
     return "this is not a video in any known format, or its beginning is damaged."
 

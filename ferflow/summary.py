@@ -12,8 +12,11 @@ from ferflow.records import FaceColumns, Segment
 from ferflow.storage import part_file
 
 SMOOTHING_SECONDS = 0.5
+"""Window of the average: an expression lasts half a second to four seconds (Ekman, Emotions Revealed, 2003)."""
 MIN_SEGMENT_SECONDS = 0.4
+"""What is shorter is taken for a slip of the model, not for an expression."""
 MAX_GAP_SECONDS = 1.0
+"""For as long a person may be out of sight without a new segment; also how long the tracker waits."""
 
 
 def smooth_probabilities(faces: FaceColumns, *, window_seconds: float = SMOOTHING_SECONDS) -> np.ndarray:

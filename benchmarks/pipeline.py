@@ -49,7 +49,9 @@ def main() -> None:
 
 def compare_cpu(videos: list[Path], rounds: int) -> None:
     """Whole processes, floor and ferflow in turn."""
-    print(f"{'video':44}{'frames':>7}{'floor CPU s':>13}{'ferflow CPU s':>15}{'ratio':>7}{'frames/s':>10}{'peak MB':>9}")
+    print(
+        f"{'video':44}{'frames':>7}{'floor CPU s':>13}{'ferflow CPU s':>15}{'ratio':>7}{'frames/s':>10}{'peak MB':>9}"
+    )
     for video in videos:
         with VideoReader(video) as reader:
             frame_count = sum(1 for _ in reader.frames(size_wh=(16, 16)))

@@ -15,6 +15,9 @@ SMOOTHING_SECONDS = 0.5
 """Window of the average: an expression lasts half a second to four seconds (Ekman, Emotions Revealed, 2003)."""
 MIN_SEGMENT_SECONDS = 0.4
 """What is shorter is taken for a slip of the model, not for an expression."""
+_CLEAR_LEAD = 0.25
+# An emotion that leads its neighbours' by less than this, on average, counts for proportionally less time: with 0.31
+# against 0.24 an expression has to last 1.4 s where a clear one needs 0.4 s.
 MAX_GAP_SECONDS = 1.0
 """For as long a person may be out of sight without a new segment; also how long the tracker waits."""
 
@@ -64,7 +67,8 @@ def find_segments(
     Args:
         faces: the rows.
         window_seconds: how long the probabilities are averaged before the largest wins.
-        min_seconds: a shorter stretch takes the likelier emotion of its neighbours, unless it stands alone.
+        min_seconds: a shorter stretch takes the likelier emotion of its neighbours, unless it stands alone; one that
+            hardly leads over its neighbours' emotions has to be longer.
         max_gap_seconds: a track unseen for longer ends its segment even if the emotion stays the same.
 
     Returns:
@@ -189,19 +193,23 @@ def _settle(
         seconds = ends[last] - starts[begin]
         has_next = np.r_[~alone[begin[1:]], False]
         has_previous = ~alone[begin]
-        previous_seconds = np.where(has_previous, np.r_[np.inf, seconds[:-1]], np.inf)
-        next_seconds = np.where(has_next, np.r_[seconds[1:], np.inf], np.inf)
-        # Only a stretch shorter than both neighbours, so that no two neighbours change at once.
-        short = (seconds < min_seconds) & (has_previous | has_next)
-        short &= (seconds <= previous_seconds) & (seconds < next_seconds)
-        if not short.any():
-            return labels
+
         weights = np.add.reduceat(weighted, begin, axis=0)
         runs = np.arange(len(begin))
         label = labels[begin]
         before, after = np.r_[label[:1], label[:-1]], np.r_[label[1:], label[-1:]]
         before_weight = np.where(has_previous, weights[runs, before], -1.0)
         after_weight = np.where(has_next, weights[runs, after], -1.0)
+        lead = (weights[runs, label] - np.maximum(before_weight, after_weight)) / weights.sum(axis=1)
+        clear_seconds = seconds * np.clip(lead / _CLEAR_LEAD, 0, 1)
+
+        previous_seconds = np.where(has_previous, np.r_[np.inf, clear_seconds[:-1]], np.inf)
+        next_seconds = np.where(has_next, np.r_[clear_seconds[1:], np.inf], np.inf)
+        # Only a stretch shorter than both neighbours, so that no two neighbours change at once.
+        short = (clear_seconds < min_seconds) & (has_previous | has_next)
+        short &= (clear_seconds <= previous_seconds) & (clear_seconds < next_seconds)
+        if not short.any():
+            return labels
         settled = np.where(short, np.where(after_weight > before_weight, after, before), label)
         labels = np.repeat(settled, last - begin + 1)
 

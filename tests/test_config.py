@@ -17,7 +17,8 @@ DEFAULTS = Path(__file__).parents[1] / "configs" / "default.toml"
 
 def test_the_file_of_defaults_says_every_setting_with_its_explanation() -> None:
     paragraphs = [
-        f"# {field.description}\n{name} = {json.dumps(field.default)}\n" for name, field in Settings.model_fields.items()
+        f"# {field.description}\n{name} = {json.dumps(field.default)}\n"
+        for name, field in Settings.model_fields.items()
     ]
     head = "# Every setting of `ferflow analyze` at its default. Copy it, change it, give it as --config.\n"
     assert DEFAULTS.read_text(encoding="utf-8") == "\n".join([head, *paragraphs])

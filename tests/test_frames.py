@@ -135,7 +135,7 @@ def test_a_file_without_its_index_is_refused(make_video, tmp_path):
     whole = make_video(tmp_path / "whole.mp4", frame_count=50).read_bytes()
     cut = tmp_path / "no_moov.mp4"
     cut.write_bytes(whole[: whole.index(b"moov") - 10])
-    with pytest.raises(VideoError, match="its index .* is missing"):
+    with pytest.raises(VideoError, match=r"its index .* is missing"):
         VideoReader(cut)
 
 

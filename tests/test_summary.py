@@ -164,6 +164,17 @@ def test_a_stretch_too_short_to_stand_goes_to_its_likelier_neighbour() -> None:
     assert second.start_seconds == pytest.approx(2.0)
 
 
+def test_an_emotion_that_hardly_leads_has_to_last_longer() -> None:
+    def after_a_second_of_angry(seconds: float) -> list[str]:
+        faces = faces_of([ANGRY] * 25 + [NEUTRAL] * round(25 * seconds))
+        faces.probabilities[25:] = 0.09
+        faces.probabilities[25:, [ANGRY, NEUTRAL]] = 0.24, 0.31
+        return [segment.emotion for segment in find_segments(faces, window_seconds=0)]
+
+    assert after_a_second_of_angry(1.2) == ["angry"]
+    assert after_a_second_of_angry(1.8) == ["angry", "neutral"]
+
+
 def test_an_emotion_that_flickers_from_frame_to_frame_becomes_one_segment() -> None:
     (segment,) = find_segments(faces_of([HAPPY, SAD, HAPPY] * 50), window_seconds=0)
     assert segment.emotion == "happy"

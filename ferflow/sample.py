@@ -51,9 +51,11 @@ def _portraits() -> tuple[np.ndarray, np.ndarray]:
     # Imported here because both packages take longer to load than the whole command line.
     import skimage.data
     from matplotlib import get_data_path
+    from matplotlib.image import imread
 
-    hopper_bgr = cv2.imread(str(Path(get_data_path(), "sample_data", "grace_hopper.jpg")))
-    return cv2.cvtColor(hopper_bgr, cv2.COLOR_BGR2RGB), skimage.data.astronaut()
+    hopper_rgb = imread(Path(get_data_path(), "sample_data", "grace_hopper.jpg"))
+    collins_rgb: np.ndarray = skimage.data.astronaut()  # type: ignore[no-untyped-call]
+    return hopper_rgb, collins_rgb
 
 
 def _background() -> np.ndarray:
@@ -68,7 +70,7 @@ def _card(portrait_rgb: np.ndarray, *, center_xy: tuple[float, float], zoom: flo
     """What shows of a portrait in a card with a white edge, uint8 RGB."""
     width, height = _CARD_WH
     to_card = cv2.getRotationMatrix2D(center_xy, roll_degrees, zoom)
-    to_card[:, 2] += width / 2 - center_xy[0], height / 2 - center_xy[1]
+    to_card[:, 2] += np.array((width / 2 - center_xy[0], height / 2 - center_xy[1]))
     card = cv2.warpAffine(portrait_rgb, to_card, _CARD_WH, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
     cv2.rectangle(card, (3, 3), (width - 4, height - 4), (250, 248, 244), thickness=8)
     return card

@@ -17,8 +17,8 @@ from ferflow.records import Analysis, FaceColumns, FaceRow, Segment, VideoInfo, 
 from ferflow.storage import part_file
 
 _EMOTION_TYPE = pa.dictionary(pa.int8(), pa.string())
-_ROWS_AT_ONCE = 8192
-# Rows kept before they are written: about 1 MB, whatever the length of the video.
+_ROWS_AT_ONCE = 1024
+# Rows kept before they are written: about 2 MB as Python objects, whatever the length of the video.
 _ANALYSIS_KEY = b"ferflow.analysis"
 
 
@@ -91,6 +91,9 @@ VIDEOS_SCHEMA = pa.schema(
 )
 """One row a video."""
 
+_BOX_COLUMNS = ["x_min", "y_min", "x_max", "y_max"]
+_READ_COLUMNS = ["frame_index", "pts_seconds", "frame_seconds", "track_id", *_BOX_COLUMNS, *EMOTIONS]
+
 TABLES = {"faces": FACES_SCHEMA, "videos": VIDEOS_SCHEMA, "segments": SEGMENTS_SCHEMA}
 """Every table by the name of its folder."""
 
@@ -133,7 +136,7 @@ def write_faces(path: Path, rows: Iterable[FaceRow], describe: Callable[[], Anal
 def read_faces(path: Path) -> tuple[FaceColumns, Analysis]:
     """Read what `write_faces` wrote."""
     with pq.ParquetFile(path) as file:
-        table = file.read()
+        table = file.read(columns=_READ_COLUMNS)
         described = json.loads(file.metadata.metadata[_ANALYSIS_KEY])
 
     def column(name: str) -> np.ndarray:
@@ -145,7 +148,7 @@ def read_faces(path: Path) -> tuple[FaceColumns, Analysis]:
         pts_seconds=column("pts_seconds"),
         frame_seconds=column("frame_seconds"),
         track_id=column("track_id"),
-        boxes_xyxy=np.stack([column(name) for name in ("x_min", "y_min", "x_max", "y_max")], axis=1),
+        boxes_xyxy=np.stack([column(name) for name in _BOX_COLUMNS], axis=1),
         probabilities=np.stack([column(emotion) for emotion in EMOTIONS], axis=1),
     )
     info = VideoInfo(**described.pop("info"))
@@ -205,7 +208,7 @@ def _faces_table(rows: Sequence[FaceRow], analysis: Analysis) -> pa.Table:
         "pts_seconds": [row.pts_seconds for row in rows],
         "frame_seconds": [row.frame_seconds for row in rows],
         "track_id": [row.track_id for row in rows],
-        **dict(zip(("x_min", "y_min", "x_max", "y_max"), boxes.T, strict=True)),
+        **dict(zip(_BOX_COLUMNS, boxes.T, strict=True)),
         **dict(zip(("right_eye_x", "right_eye_y", "left_eye_x", "left_eye_y"), eyes.T, strict=True)),
         "detection_score": [row.face.score for row in rows],
         **dict(zip(EMOTIONS, probabilities.T, strict=True)),

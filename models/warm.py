@@ -11,7 +11,16 @@ from models.store import find_model
 _thread = threading.local()
 _closing = contextlib.ExitStack()
 _lock = threading.Lock()
-atexit.register(_closing.close)
+
+
+def close_models() -> None:
+    """Free every thread's detector; what is asked for afterwards is loaded anew. Called when the process ends."""
+    global _thread
+    _closing.close()
+    _thread = threading.local()
+
+
+atexit.register(close_models)
 
 
 def warm_detector() -> MediaPipeFaceDetector:

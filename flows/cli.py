@@ -157,7 +157,8 @@ def _demo(args: argparse.Namespace) -> int:
     faces = pd.read_parquet(args.results / "faces")
     print(f"\npandas.read_parquet({str(args.results / 'faces')!r}), {len(faces)} rows, five of them:")
     columns = ["frame_index", "pts_seconds", "track_id", "x_min", "y_min", "happy", "neutral", "emotion"]
-    print(faces[columns].iloc[:: max(len(faces) // 5, 1)].head(5).round(2).to_string(index=False))
+    some = faces[columns].iloc[:: max(len(faces) // 5, 1)].head(5)
+    print(some.to_string(index=False, float_format="{:.2f}".format))
     print("\nFiles:")
     for path in [clip, *sorted(path for path in args.results.rglob("*") if path.is_file())]:
         print(f"  {path}")

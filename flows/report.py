@@ -1,7 +1,9 @@
 """what happens during a run -> a progress bar on a terminal, plain lines elsewhere"""
 
+import contextlib
 import threading
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -94,12 +96,15 @@ class Report:
 
     def conclusion(self, results: Results) -> str:
         """A few lines for the end of the run: how many, and where to look."""
+        root = results.root
+        with contextlib.suppress(ValueError):
+            root = root.relative_to(Path.cwd())
         copies = f", {_count(self.copies, 'copy', 'copies')} of others" if self.copies else ""
         lines = [
             f"{len(self.done)} analysed, {self.unchanged} already done, {len(self.failed)} failed{copies}.",
-            f"Tables:           {results.table('faces')}, {results.table('videos')}, {results.table('segments')}",
-            f"Annotated videos: {results.root / 'annotated'}",
-            f"Timelines:        {results.root / 'timelines'}",
+            f"Tables:           {root / 'faces'}, {root / 'segments'}, {root / 'videos'}",
+            f"Annotated videos: {root / 'annotated'}",
+            f"Timelines:        {root / 'timelines'}",
         ]
         return "\n".join(lines)
 

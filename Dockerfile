@@ -25,6 +25,6 @@ RUN apt-get update \
 COPY --from=build /app /app
 ENV PATH=/app/.venv/bin:$PATH FERFLOW_CACHE=/app/cache PYTHONUNBUFFERED=1
 USER 10001
-WORKDIR /home/ferflow
+WORKDIR /results
 ENTRYPOINT ["ferflow"]
 CMD ["--help"]

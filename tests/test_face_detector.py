@@ -231,9 +231,9 @@ def test_detecting_writes_nothing_to_the_terminal_and_loads_no_tensorflow() -> N
 
 
 def test_what_goes_wrong_while_chatter_is_dropped_is_still_said(capfd: pytest.CaptureFixture[str]) -> None:
-    from models.face_detector import _without_chatter
+    from models.quiet import without_chatter
 
-    with _without_chatter():
+    with without_chatter():
         os.write(2, b"I0000 00:00:1 gl_context.cc:1] GL version: 3.2\nE0000 00:00:1 real.cc:1] out of memory\n")
         os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\nTraceback\n")
     assert capfd.readouterr().err == "E0000 00:00:1 real.cc:1] out of memory\nTraceback\n"

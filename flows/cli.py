@@ -154,6 +154,13 @@ def _demo(args: argparse.Namespace) -> int:
 
     import pandas as pd
 
+    from ferflow.records import Segment
+    from ferflow.summary import describe_segment
+
+    print("\nWhat was seen:")
+    segments = pd.read_parquet(args.results / "segments").drop(columns="video_id")
+    for row in segments.itertuples(index=False):
+        print(f"  {describe_segment(Segment(*row))}")
     faces = pd.read_parquet(args.results / "faces")
     print(f"\npandas.read_parquet({str(args.results / 'faces')!r}), {len(faces)} rows, five of them:")
     columns = ["frame_index", "pts_seconds", "track_id", "x_min", "y_min", "happy", "neutral", "emotion"]

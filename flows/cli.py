@@ -125,20 +125,15 @@ def _analyze_in_process(args: argparse.Namespace, sources: Sequence[Path]) -> in
     settings = _settings(args)
     videos = find_videos(sources)
     results = open_results(args.results)
+    from flows.each_video import default_workers
     from flows.in_process import analyze_in_process
     from flows.report import Report
 
+    workers = args.workers or default_workers()
     with Report(len(videos)) as report:
-        analyze_in_process(
-            videos, results, settings=settings, force=args.force, workers=_workers(args), listener=report
-        )
+        analyze_in_process(videos, results, settings=settings, force=args.force, workers=workers, listener=report)
     print(report.conclusion(results))
     return EXIT_SOME_FAILED if report.failed else 0
-
-
-def _workers(args: argparse.Namespace) -> int:
-    # Decoding and encoding use further threads of their own.
-    return args.workers or max((os.cpu_count() or 1) // 2, 1)
 
 
 def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:

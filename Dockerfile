@@ -23,7 +23,8 @@ RUN apt-get update \
     && useradd --uid 10001 --create-home ferflow \
     && install --directory --owner ferflow /results
 COPY --from=build /app /app
-ENV PATH=/app/.venv/bin:$PATH FERFLOW_CACHE=/app/cache PYTHONUNBUFFERED=1
+# Matplotlib, which MediaPipe imports, wants to write somewhere under whatever user the container is run.
+ENV PATH=/app/.venv/bin:$PATH FERFLOW_CACHE=/app/cache MPLCONFIGDIR=/tmp PYTHONUNBUFFERED=1
 USER 10001
 WORKDIR /results
 ENTRYPOINT ["ferflow"]

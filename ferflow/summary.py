@@ -409,6 +409,7 @@ def _clock(seconds: float, longest: float) -> str:
 
 def _shorten(text: str, most_px: int, size_px: int) -> str:
     """Leave out the middle of a long text: the end of a file name tells as much as its beginning."""
+    # OpenCV crashes on the surrogates by which Python names a file whose bytes are not UTF-8.
     text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
     keep = len(text)
     shortened = text

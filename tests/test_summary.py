@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ferflow import summary
@@ -79,6 +79,7 @@ def tables(draw: st.DrawFn) -> FaceColumns:
     return together(*people) if people else NOBODY
 
 
+@settings(deadline=None)
 @given(tables(), st.floats(0, 5))
 def test_smoothing_keeps_every_row_a_distribution(faces: FaceColumns, window_seconds: float) -> None:
     smoothed = smooth_probabilities(faces, window_seconds=window_seconds)
@@ -203,6 +204,14 @@ def test_one_frame_a_second_gives_segments_of_whole_seconds() -> None:
     ]
 
 
+def test_a_rounding_error_in_a_duration_does_not_make_segments_overlap() -> None:
+    assert 0.1 + 0.2 > 0.3
+    faces = replace(faces_of([HAPPY, SAD], times=[0.1, 0.3]), frame_seconds=np.array([0.2, 0.2]))
+    first, second = find_segments(faces, window_seconds=0, min_seconds=0)
+    assert first.end_seconds == second.start_seconds == 0.3
+
+
+@settings(deadline=None)
 @given(tables())
 def test_the_segments_of_a_track_follow_each_other_and_cover_its_rows(faces: FaceColumns) -> None:
     segments = find_segments(faces)
@@ -221,6 +230,7 @@ def test_the_segments_of_a_track_follow_each_other_and_cover_its_rows(faces: Fac
         assert all(any(s.start_seconds <= start <= s.end_seconds for s in own) for start in starts)
 
 
+@settings(deadline=None)
 @given(tables())
 def test_every_row_has_the_emotion_of_the_segment_that_it_lies_in(faces: FaceColumns) -> None:
     segments = find_segments(faces)
@@ -244,6 +254,7 @@ def test_segments_of_other_faces_are_refused() -> None:
         emotion_of_rows(faces, find_segments(faces)[:1])
 
 
+@settings(deadline=None)
 @given(tables())
 def test_shares_sum_to_one(faces: FaceColumns) -> None:
     shares = emotion_shares(faces, find_segments(faces))

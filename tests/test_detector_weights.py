@@ -11,16 +11,15 @@ from pathlib import Path
 import pytest
 
 from ferflow.errors import ModelError
-from models import detector_weights
+from models import wheels
 from models.detector_weights import (
-    CACHE_VARIABLE,
     FULL_RANGE_SPARSE,
     SHORT_RANGE,
     SOURCE_VARIABLE,
-    cache_folder,
     detector_weights_paths,
     fetch_detector_weights,
 )
+from models.wheels import CACHE_VARIABLE, cache_folder
 
 NAMES = {SHORT_RANGE.name, FULL_RANGE_SPARSE.name}
 
@@ -44,7 +43,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], 
         (tools / "uv").write_text(f"#!/bin/sh\necho '{complaint}' >&2\nexit 2\n")
         (tools / "uv").chmod(0o755)
         monkeypatch.setenv("PATH", str(tools))
-        monkeypatch.setattr(detector_weights, "_has_module", lambda name: False)
+        monkeypatch.setattr(wheels, "_has_module", lambda name: False)
         monkeypatch.delenv(SOURCE_VARIABLE, raising=False)
 
     return break_uv

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from training.metrics import Calibration, calibrate, expected_calibration_error, fit_calibration, measure
+from training.metrics import (
+    Calibration,
+    Significance,
+    accuracy_interval,
+    calibrate,
+    expected_calibration_error,
+    fit_calibration,
+    mcnemar,
+    measure,
+    reliability_bins,
+)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -38,6 +48,47 @@ def test_calibration_error_is_the_gap_between_stated_and_seen() -> None:
 
 def test_a_certainty_of_one_falls_into_the_last_bin() -> None:
     assert expected_calibration_error(np.ones(4), np.ones(4, bool)) == 0
+
+
+def test_every_answer_falls_into_one_bin_and_empty_bins_say_nothing() -> None:
+    confidences = np.array([0.0, 0.2, 0.21, 0.5, 1.0])
+    bins = reliability_bins(confidences, np.array([False, True, False, True, True]))
+    assert [bin_.image_count for bin_ in bins if bin_.image_count] == [1, 2, 1, 1]
+    assert (bins[3].low, bins[3].mean_confidence, bins[3].accuracy) == pytest.approx((0.2, 0.205, 0.5))
+    assert (bins[1].mean_confidence, bins[1].accuracy) == (None, None)
+    assert (bins[0].low, bins[-1].high) == (0, 1)
+    assert [bin_.high for bin_ in bins[:-1]] == [bin_.low for bin_ in bins[1:]]
+
+
+def rights(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    first_right = np.repeat([True, True, False, False], [both, first, second, neither])
+    return first_right, np.repeat([True, False, True, False], [both, first, second, neither])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "p_value"),
+    # By hand: 2 * (1 + 10) / 2 ** 10; all ten one way: 2 / 2 ** 10; as even as can be: 1.
+    [(9, 1, 22 / 1024), (1, 9, 22 / 1024), (0, 10, 2 / 1024), (5, 5, 1.0), (6, 5, 1.0), (0, 0, 1.0), (0, 1, 1.0)],
+)
+def test_the_significance_agrees_with_a_count_by_hand(first: int, second: int, p_value: float) -> None:
+    expected = Significance(first, second, pytest.approx(p_value))
+    assert mcnemar(*rights(100, first, second, 30)) == expected
+    assert mcnemar(*rights(0, first, second, 0)) == expected, "images on which both agree changed it"
+
+
+def test_the_significance_of_thousands_of_images_is_a_number() -> None:
+    assert 0 < mcnemar(*rights(0, 1000, 1200, 5000)).p_value < 1e-4
+    assert mcnemar(*rights(0, 0, 3589, 0)).p_value == 0
+    with pytest.raises(ValueError, match="1 answers of the first, 2 of the second"):
+        mcnemar(np.ones(1, bool), np.ones(2, bool))
+
+
+def test_the_interval_of_an_accuracy_agrees_with_the_literature() -> None:
+    # Newcombe, Two-sided confidence intervals for the single proportion (1998), table I, method 3.
+    for right, count, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
+        assert accuracy_interval(right, count) == pytest.approx((low, high), abs=5e-5)
+    assert accuracy_interval(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+    assert accuracy_interval(20, 20)[1] == 1
 
 
 def test_the_fitted_calibration_undoes_a_known_distortion() -> None:

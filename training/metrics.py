@@ -1,8 +1,10 @@
-"""probabilities + labels -> accuracy, recall, F1, confusion, calibration: plain numpy, no network."""
+"""probabilities + labels -> accuracy, recall, F1, confusion, calibration, significance: plain numpy, no network."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -63,6 +65,45 @@ def measure(probabilities: np.ndarray, labels: np.ndarray) -> Metrics:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Answers whose stated probability lies in one range."""
+
+    low: float
+    """Where the range begins, 0 to 1; it ends where the next begins."""
+    high: float
+    """Where it ends; only the last range contains its end."""
+    image_count: int
+    """How many answers fall in it."""
+    mean_confidence: float | None
+    """Mean of what they state; None where there is none."""
+    accuracy: float | None
+    """Share of them that was right; None where there is none."""
+
+
+def reliability_bins(confidences: np.ndarray, right: np.ndarray) -> tuple[ReliabilityBin, ...]:
+    """Sort answers into 15 equal ranges of their stated probability.
+
+    Args:
+        confidences: float (n,), the probability of each answer, 0 to 1.
+        right: bool (n,), whether it was the label.
+    """
+    bins = np.minimum((confidences * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+    counts = np.bincount(bins, minlength=_CALIBRATION_BINS).tolist()
+    confidence_sums = np.bincount(bins, weights=confidences, minlength=_CALIBRATION_BINS).tolist()
+    right_sums = np.bincount(bins, weights=right, minlength=_CALIBRATION_BINS).tolist()
+    return tuple(
+        ReliabilityBin(
+            low=index / _CALIBRATION_BINS,
+            high=(index + 1) / _CALIBRATION_BINS,
+            image_count=count,
+            mean_confidence=confidence_sums[index] / count if count else None,
+            accuracy=right_sums[index] / count if count else None,
+        )
+        for index, count in enumerate(counts)
+    )
+
+
 def expected_calibration_error(confidences: np.ndarray, right: np.ndarray) -> float:
     """Average over 15 equal bins of |mean confidence - share right|, weighted by how many fall in each.
 
@@ -72,11 +113,71 @@ def expected_calibration_error(confidences: np.ndarray, right: np.ndarray) -> fl
         confidences: float (n,), the probability of each answer, 0 to 1.
         right: bool (n,), whether it was the label.
     """
-    bins = np.minimum((confidences * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
-    counts = np.bincount(bins, minlength=_CALIBRATION_BINS)
-    confidence_sums = np.bincount(bins, weights=confidences, minlength=_CALIBRATION_BINS)
-    right_sums = np.bincount(bins, weights=right, minlength=_CALIBRATION_BINS)
-    return float(np.abs(confidence_sums - right_sums).sum() / max(counts.sum(), 1))
+    gaps = sum(
+        bin_.image_count * abs(bin_.mean_confidence - bin_.accuracy)
+        for bin_ in reliability_bins(confidences, right)
+        if bin_.mean_confidence is not None and bin_.accuracy is not None
+    )
+    return float(gaps / max(len(right), 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Significance:
+    """Whether one of two classifiers is better on the same images by more than chance."""
+
+    first_only: int
+    """Images that only the first got right."""
+    second_only: int
+    """Images that only the second got right."""
+    p_value: float
+    """How likely so uneven a split, or a more uneven one, would be if both were equally good; 0 to 1."""
+
+
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> Significance:
+    """Compare two classifiers on the same images by McNemar's test, exact and two-sided.
+
+    Images that both or neither got right say nothing about the difference; the others would be dealt out by a fair
+    coin. McNemar, Note on the sampling error of the difference between correlated proportions (1947); the exact form
+    is a sign test. Recommended for classifiers that are trained once by Dietterich, Approximate Statistical Tests for
+    Comparing Supervised Classification Learning Algorithms (1998).
+
+    Args:
+        first_right: bool (n,), whether the first got each image right.
+        second_right: bool (n,), the second.
+
+    Raises:
+        ValueError: the two do not have the same length.
+    """
+    if len(first_right) != len(second_right):
+        raise ValueError(f"{len(first_right)} answers of the first, {len(second_right)} of the second")
+    first_only = int((first_right & ~second_right).sum())
+    second_only = int((second_right & ~first_right).sum())
+    tosses = first_only + second_only
+    # In whole numbers: 2 ** -3589 is no float.
+    ways, tail = 1, 0
+    for heads in range(min(first_only, second_only) + 1):
+        tail += ways
+        ways = ways * (tosses - heads) // (heads + 1)
+    return Significance(first_only, second_only, min(1.0, 2 * tail / 2**tosses))
+
+
+def accuracy_interval(right_count: float, image_count: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Say between which bounds an accuracy lies, given that the images are a sample: Wilson's score interval.
+
+    Wilson, Probable inference, the law of succession, and statistical inference (1927); preferred to the usual normal
+    interval by Brown, Cai and DasGupta, Interval Estimation for a Binomial Proportion (2001).
+
+    Args:
+        right_count: how many images were right.
+        image_count: of how many, at least 1.
+        confidence: how often such an interval holds the true value.
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = right_count / image_count
+    spread = z * math.sqrt(share * (1 - share) / image_count + (z / image_count) ** 2 / 4)
+    middle, scale = share + z**2 / image_count / 2, 1 + z**2 / image_count
+    # Rounding may leave the bounds a hair outside.
+    return max((middle - spread) / scale, 0.0), min((middle + spread) / scale, 1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,16 @@
-"""configs/*.toml -> Settings: everything a user can set about an analysis, read once at the entry."""
+"""configs/*.toml -> Settings: everything a user can set, read once at the entry."""
 
 import difflib
 import hashlib
 import tomllib
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ferflow.errors import ConfigError
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 _RESULT_VERSION = 1
 # Raise it when a change of the code changes results that are already there: then they are made anew.
@@ -19,7 +22,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     model: str = "default"
-    """The emotion model: `default`, the version of an installed one, or the folder of another."""
+    """The emotion model: `default` is the one in use, see `ferflow models`; or a version, or the folder of another."""
     max_fps: float = Field(0.0, ge=0)
     """Look at no more than this many frames of each second, for long recordings; 0 looks at every frame."""
     annotate: bool = True
@@ -39,9 +42,15 @@ class Settings(BaseModel):
 
 
 def load_settings(path: Path | None, **changes: object) -> Settings:
+    """Read the settings of an analysis, see `load_toml`."""
+    return load_toml(Settings, path, **changes)
+
+
+def load_toml(kind: type[_Model], path: Path | None, **changes: object) -> _Model:
     """Read settings from a TOML file.
 
     Args:
+        kind: which settings; every one has a default.
         path: the file, or None for the defaults.
         changes: single settings that win over the file's; None changes nothing.
 
@@ -57,16 +66,16 @@ def load_settings(path: Path | None, **changes: object) -> Settings:
         raise ConfigError(f"{where}: this is not a TOML file: {error}.") from error
     values |= {name: value for name, value in changes.items() if value is not None}
     try:
-        return Settings.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(where, problem) for problem in error.errors())) from error
+        raise ConfigError("; ".join(_explain(where, kind, problem) for problem in error.errors())) from error
 
 
-def _explain(where: str, problem: object) -> str:
+def _explain(where: str, kind: type[BaseModel], problem: object) -> str:
     assert isinstance(problem, dict)
     name = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name, Settings.model_fields, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(Settings.model_fields)}."
+        close = difflib.get_close_matches(name, kind.model_fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(kind.model_fields)}."
         return f"{where}: there is no setting {name}; {hint}"
     return f"{where}: {name} = {problem['input']!r} has no meaning: {problem['msg'].lower()}."

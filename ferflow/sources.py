@@ -1,7 +1,7 @@
 """files and folders -> the videos in them, each content once, and which are still to be done."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ class Job:
     """The file."""
     video_id: str
     """Hash of its bytes, or of its path if they cannot be read."""
+    model_version: str
+    """The weights that were in use when its turn came."""
     earlier: VideoSummary | None
     """The result that stands in the results folder for this content, model and settings; None if it is to be done."""
     copy_of: Path | None = None
@@ -74,14 +76,20 @@ def open_results(root: Path) -> Results:
 
 
 def plan_jobs(
-    videos: Sequence[Path], results: Results, *, model_version: str, settings: Settings, force: bool = False
+    videos: Sequence[Path],
+    results: Results,
+    *,
+    model_version: Callable[[], str],
+    settings: Settings,
+    force: bool = False,
 ) -> Iterator[Job]:
     """What is to be done about each video, one after the other; of the same content only once.
 
     Args:
         videos: the files.
         results: where earlier results may be.
-        model_version: the weights to use.
+        model_version: tells the weights to use; asked when a video's turn comes, because others may be promoted
+            while a long run goes on.
         settings: the settings to use.
         force: do again what has been done.
     """
@@ -94,14 +102,15 @@ def plan_jobs(
         else:
             # It could not be read once and now it can: that failure is no more.
             results.rows("videos", unreadable_id(source)).unlink(missing_ok=True)
+        version = model_version()
         if video_id in seen:
-            yield Job(source, video_id, None, copy_of=seen[video_id])
+            yield Job(source, video_id, version, None, copy_of=seen[video_id])
             continue
         seen[video_id] = source
         earlier = None if force else read_video(results.rows("videos", video_id))
-        if earlier is not None and not _is_current(earlier, results, model_version, settings):
+        if earlier is not None and not _is_current(earlier, results, version, settings):
             earlier = None
-        yield Job(source, video_id, earlier)
+        yield Job(source, video_id, version, earlier)
 
 
 def _is_current(summary: VideoSummary, results: Results, model_version: str, settings: Settings) -> bool:

@@ -1,6 +1,7 @@
 """videos and folders -> results, as one Prefect flow run with a task run per video and stage"""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from ferflow.records import VideoSummary
 from ferflow.sources import Job, find_videos, open_results, plan_jobs
 from flows.each_video import Stages, default_workers, process_each
 from flows.report import describe
-from models.warm import warm_classifier
+from models.warm import version_in_use, warm_classifier
 from tasks.video import analyze_video, annotate_video, summarize_video
 
 _NAMED_IN_STATE = 10
@@ -67,14 +68,14 @@ def analyze_videos(
     try:
         videos = find_videos(map(Path, sources))
         folder = open_results(Path(results))
-        model_version = warm_classifier(settings.model).version
-        get_run_logger().info("%s, model %s, results in %s", _videos(len(videos)), model_version, folder.root)
+        version = warm_classifier(settings.model).version
+        in_use = partial(version_in_use, settings.model)
+        get_run_logger().info("%s, model %s, results in %s", _videos(len(videos)), version, folder.root)
         process_each(
-            plan_jobs(videos, folder, model_version=model_version, settings=settings, force=force),
+            plan_jobs(videos, folder, model_version=in_use, settings=settings, force=force),
             folder,
             Stages(analyze_video, annotate_video, summarize_video),
             settings=settings,
-            model_version=model_version,
             workers=workers or default_workers(),
             listener=outcomes,
         )

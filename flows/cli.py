@@ -1,4 +1,4 @@
-"""the command line -> `ferflow analyze`, `ferflow demo`, `ferflow tables`, `ferflow train`"""
+"""the command line -> ferflow's commands: analyze, demo, models, tables, train"""
 
 import argparse
 import logging
@@ -199,6 +199,18 @@ def _tables(args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_models_arguments(parser: argparse.ArgumentParser) -> None:
+    from flows.models_command import add_arguments
+
+    add_arguments(parser)
+
+
+def _models(args: argparse.Namespace) -> int:
+    from flows.models_command import run
+
+    return run(args)
+
+
 _Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 _COMMANDS: dict[str, _Command] = {
     "analyze": (
@@ -207,6 +219,7 @@ _COMMANDS: dict[str, _Command] = {
         _analyze,
     ),
     "demo": ("make a short clip, analyse it and show what comes out", _add_demo_arguments, _demo),
+    "models": ("list the emotion models, take one into use, go back", _add_models_arguments, _models),
     "tables": ("list the tables and what their columns mean", lambda parser: None, _tables),
     "train": ("train an emotion model on labelled faces", _add_train_arguments, _train),
 }

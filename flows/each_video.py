@@ -61,7 +61,6 @@ def process_each(
     stages: Stages,
     *,
     settings: Settings,
-    model_version: str,
     workers: int,
     listener: Listener,
 ) -> None:
@@ -76,7 +75,6 @@ def process_each(
         results: where to write.
         stages: what to do with each.
         settings: handed to each stage.
-        model_version: the weights, for the row of a video that is broken.
         workers: videos at a time, a thread each.
         listener: hears of everything, also of failed videos.
 
@@ -133,7 +131,7 @@ def process_each(
                 error,
                 results,
                 video_id=job.video_id,
-                model_version=model_version,
+                model_version=job.model_version,
                 settings=settings,
             )
         summary = read_video(path)

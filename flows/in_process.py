@@ -1,6 +1,7 @@
 """videos -> results, in this process and without a server: the same stages as under Prefect, models kept warm."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from ferflow.config import Settings
@@ -8,7 +9,7 @@ from ferflow.sources import Job, plan_jobs
 from ferflow.stages import Progress, analyze_video, annotate_video, summarize_video
 from ferflow.storage import Results
 from flows.each_video import Listener, Stages, process_each
-from models.warm import face_finder, warm_classifier
+from models.warm import face_finder, version_in_use, warm_classifier
 
 
 def analyze_in_process(
@@ -25,18 +26,18 @@ def analyze_in_process(
         listener: hears of everything, also of failed videos.
 
     Raises:
-        ModelError: a model is missing or does not fit; nothing was analysed.
+        ModelError: a model is missing or does not fit; no further video was begun.
         OSError: the results cannot be written.
         ExceptionGroup: errors that nobody foresaw, of single videos; all others are done.
     """
-    model_version = warm_classifier(settings.model).version
-    jobs = plan_jobs(videos, results, model_version=model_version, settings=settings, force=force)
+    warm_classifier(settings.model)  # One that cannot be used stops the run before anything is written.
+    in_use = partial(version_in_use, settings.model)
+    jobs = plan_jobs(videos, results, model_version=in_use, settings=settings, force=force)
     process_each(
         jobs,
         results,
         Stages(_analyze, _annotate, _summarize),
         settings=settings,
-        model_version=model_version,
         workers=workers,
         listener=listener,
     )

@@ -14,13 +14,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import io
 import json
+import math
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +33,7 @@ import numpy as np
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import ModelError
 from ferflow.faces import Framing
+from models.keras_file import check_keras_file
 from models.quiet import without_chatter
 
 if TYPE_CHECKING:
@@ -37,6 +42,10 @@ if TYPE_CHECKING:
 KERAS_FILE = "model.keras"
 LITERT_FILE = "model.tflite"
 DESCRIPTION_FILE = "model.json"
+
+# Ten times what the project's own models take. What claims more is not read into memory to find out why.
+_MOST_BYTES = {KERAS_FILE: 200_000_000, LITERT_FILE: 100_000_000, DESCRIPTION_FILE: 10_000_000}
+_CROP_SIZES_PX = range(16, 513)
 
 # 1 thread, ms of CPU a face: 3.4 alone, 3.2 in batches of 32 and 3.4 of 64; a larger one only takes more memory.
 _BATCH_SIZE = 32
@@ -74,6 +83,12 @@ class ModelDescription:
     """What wrote model.keras; given by `save_model`."""
     sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Of each file beside model.json; given by `save_model`."""
+    saved_at: str = ""
+    """When, in UTC and ISO 8601; given by `save_model`, empty in models older than this field."""
+
+
+_OPTIONAL = {"class_biases", "saved_at"}
+# Older models do not say these.
 
 
 class EmotionModel:
@@ -90,7 +105,8 @@ class EmotionModel:
             num_threads: how many threads one call may use. Many processes with one each are faster than one with many.
 
         Raises:
-            ModelError: a file is missing or not the one that model.json names, or the classes are not EMOTIONS.
+            ModelError: a file is missing or not the one that model.json names, it needs what LiteRT does not have, or
+                the classes are not EMOTIONS.
         """
         self.description = read_description(directory)
         self.version = self.description.version
@@ -106,9 +122,7 @@ class EmotionModel:
             self._input = self._interpreter.get_input_details()[0]
             self._output = self._interpreter.get_output_details()[0]
         except (ValueError, RuntimeError, IndexError) as error:
-            raise ModelError(
-                f"{directory / LITERT_FILE}: LiteRT cannot load it ({error}). Save the model again."
-            ) from error
+            raise ModelError(_why_litert_refuses(directory, error)) from error
         expected = [-1, self.crop_size_px, self.crop_size_px, 1], [-1, len(EMOTIONS)]
         actual = self._input["shape_signature"].tolist(), self._output["shape_signature"].tolist()
         if actual[0] != expected[0] or actual[1][-1:] != expected[1][-1:]:
@@ -116,8 +130,16 @@ class EmotionModel:
                 f"{directory / LITERT_FILE}: it maps {actual[0]} to {actual[1]}, not {expected[0]} to {expected[1]}. "
                 "Save the model again."
             )
-        with without_chatter():
-            self._allocate(_BATCH_SIZE)
+        if (self._input["dtype"], self._output["dtype"]) != (np.uint8, np.float32):
+            raise ModelError(
+                f"{directory / LITERT_FILE}: it maps {self._input['dtype'].__name__} to "
+                f"{self._output['dtype'].__name__}, not uint8 to float32. Save the model again."
+            )
+        try:
+            with without_chatter():
+                self._allocate(_BATCH_SIZE)
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(_why_litert_refuses(directory, error)) from error
         self._lock = threading.Lock()
 
     def classify(self, crops_gray: np.ndarray) -> np.ndarray:
@@ -147,6 +169,17 @@ class EmotionModel:
         self._loaded_batch_size = batch_size
 
 
+def _why_litert_refuses(directory: Path, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if found := re.search(r"custom op\w*: *(\w+)|(Flex\w+|Select TensorFlow op)", reason):
+        name = found[1] or found[2]
+        return (
+            f"{directory / LITERT_FILE}: it needs an operation that LiteRT does not have ({name}). ferflow runs "
+            "built-in operations only; train the model again with ordinary layers."
+        )
+    return f"{directory / LITERT_FILE}: LiteRT cannot load it ({reason[:300]}). Save the model again."
+
+
 def save_model(parent: Path, network: keras.Model, *, description: ModelDescription) -> Path:
     """Write a model directory; it appears complete or not at all.
 
@@ -166,15 +199,13 @@ def save_model(parent: Path, network: keras.Model, *, description: ModelDescript
         part.mkdir()
         network.save(part / KERAS_FILE)
         (part / LITERT_FILE).write_bytes(export_litert(network))
-        weights = hashlib.sha256(repr(description.temperature).encode())
-        for array in network.get_weights():
-            weights.update(array.tobytes())
         sha256 = {file: hashlib.sha256((part / file).read_bytes()).hexdigest() for file in (KERAS_FILE, LITERT_FILE)}
         described = dataclasses.replace(
             description,
-            version=f"{description.name}-{weights.hexdigest()[:8]}",
+            version=name_version(description, network),
             keras_version=keras.__version__,
             sha256=sha256,
+            saved_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         text = json.dumps(dataclasses.asdict(described), indent=2, ensure_ascii=False)
         (part / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
@@ -183,6 +214,14 @@ def save_model(parent: Path, network: keras.Model, *, description: ModelDescript
             os.replace(directory, Path(part_name) / "replaced")
         os.replace(part, directory)
     return directory
+
+
+def name_version(description: ModelDescription, network: keras.Model) -> str:
+    """Name a network by its recipe's name, its weights and its temperature."""
+    weights = hashlib.sha256(repr(description.temperature).encode())
+    for array in network.get_weights():
+        weights.update(array.tobytes())
+    return f"{description.name}-{weights.hexdigest()[:8]}"
 
 
 def export_litert(network: keras.Model) -> bytes:
@@ -202,18 +241,21 @@ def load_network(directory: Path) -> keras.Model:
     """Load the Keras form of a model, to train on or to look into; nothing in the file can run code.
 
     Raises:
-        ModelError: a file is missing, damaged or does not fit this version.
+        ModelError: a file is missing, damaged, written by a newer Keras, or holds anything but ordinary layers.
     """
     description = read_description(directory)
+    path = directory / KERAS_FILE
     _read_checked(directory, KERAS_FILE, description)
+    check_keras_file(path)
+    _check_keras_version(path, description.keras_version)
     import keras
 
     try:
-        network: keras.Model = keras.saving.load_model(directory / KERAS_FILE, compile=False, safe_mode=True)
-    except (ValueError, TypeError, OSError) as error:
+        network: keras.Model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # Keras and TensorFlow raise all kinds for a file that was tampered with.
         raise ModelError(
-            f"{directory / KERAS_FILE}: Keras {keras.__version__} cannot load what {description.keras_version} wrote "
-            f"({error}). Install that version or train the model again."
+            f"{path}: Keras {keras.__version__} cannot load what {description.keras_version} wrote "
+            f"({_shorten(error)}). Install that version or train the model again."
         ) from error
     return network
 
@@ -222,15 +264,16 @@ def read_description(directory: Path) -> ModelDescription:
     """Read what a model directory says of itself.
 
     Raises:
-        ModelError: there is no such directory, its model.json is damaged, or its classes are not EMOTIONS.
+        ModelError: there is no such directory, its model.json is damaged or claims what cannot be, or its classes are
+            not EMOTIONS.
     """
     path = directory / DESCRIPTION_FILE
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(_read(path).decode())
         fields = {
             field.name: table[field.name]
             for field in dataclasses.fields(ModelDescription)
-            if field.name != "class_biases" or field.name in table
+            if field.name not in _OPTIONAL or field.name in table
         }
         fields |= {"emotions": tuple(table["emotions"]), "framing": Framing(**table["framing"])}
         description = ModelDescription(**fields)
@@ -238,22 +281,92 @@ def read_description(directory: Path) -> ModelDescription:
         raise ModelError(
             f"{directory}: it holds no readable {DESCRIPTION_FILE} ({error.strerror}). Name a model directory."
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: it is damaged ({error}). Fetch or train the model again.") from error
     except KeyError as error:
         raise ModelError(f"{path}: it does not say {error}. Train the model again with this version.") from error
     if description.emotions != EMOTIONS:
         raise ModelError(
-            f"{directory}: it was trained for {', '.join(description.emotions)}, but this version knows "
-            f"{', '.join(EMOTIONS)}, in this order. Train it again or use another."
+            f"{directory}: it was trained for {_shorten(', '.join(map(str, description.emotions)))}, but this version "
+            f"knows {', '.join(EMOTIONS)}, in this order. Train it again or use another."
         )
+    for name, wanted, is_met in _demands(description):
+        if not is_met:
+            value = _shorten(repr(getattr(description, name)))
+            raise ModelError(f"{path}: {name} is {value}, but it must be {wanted}. Fetch or train the model again.")
     return description
+
+
+def is_plain_name(text: object) -> bool:
+    """Whether a version can name a folder on any disk and lead nowhere else."""
+    return (
+        isinstance(text, str) and text != "default" and re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", text, re.A) is not None
+    )
+
+
+def _demands(description: ModelDescription) -> list[tuple[str, str, bool]]:
+    """What each field must be, in words, and whether it is; the file may be from anybody."""
+    framing, size_px = description.framing, description.crop_size_px
+    sides = f"a whole number from {_CROP_SIZES_PX.start} to {_CROP_SIZES_PX[-1]}"
+    plain = "letters, digits, '.', '-' and '_', at most 100"
+    is_framing = (
+        _is_number(framing.side_per_box, 0.1, 10)
+        and _is_number(framing.down_per_box, -5, 5)
+        and isinstance(framing.is_levelled, bool)
+    )
+    mappings = ("recipe", "data", "metrics", "class_biases", "sha256")
+    return [
+        ("name", plain, is_plain_name(description.name)),
+        ("version", plain, is_plain_name(description.version)),
+        ("crop_size_px", sides, type(size_px) is int and size_px in _CROP_SIZES_PX),
+        ("temperature", "a number above 0", _is_number(description.temperature, 1e-6, 1e6)),
+        ("framing", "two moderate numbers and true or false", is_framing),
+        ("commit", "a text or null", description.commit is None or isinstance(description.commit, str)),
+        ("keras_version", "a version like 3.15.1", _release(description.keras_version) is not None),
+        ("history", "a list", isinstance(description.history, list)),
+        ("saved_at", "a text", isinstance(description.saved_at, str)),
+        *((name, "a table", isinstance(getattr(description, name), dict)) for name in mappings),
+    ]
+
+
+def _is_number(value: object, least: float, most: float) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and least <= value <= most  # type: ignore[arg-type, operator]
+
+
+def _release(version: object) -> tuple[int, int] | None:
+    found = re.match(r"(\d{1,4})\.(\d{1,4})(?!\d)", version) if isinstance(version, str) else None
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def _check_keras_version(path: Path, wrote: str) -> None:
+    ours = importlib.metadata.version("keras")
+    wrote_release, our_release = _release(wrote), _release(ours)
+    if wrote_release is None or our_release is None or wrote_release > our_release:
+        raise ModelError(
+            f"{path}: Keras {wrote} wrote it, which is newer than the {ours} that is installed. Install that version "
+            "or a newer one, or save the model with this one."
+        )
+
+
+def _shorten(reason: object) -> str:
+    text = " ".join(str(reason).split())
+    return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def _read(path: Path) -> bytes:
+    size, most = path.stat().st_size, _MOST_BYTES[path.name]
+    if size > most:
+        raise ModelError(
+            f"{path}: it has {size / 1e6:,.0f} MB, and no model of ferflow has more than {most / 1e6:,.0f}. "
+            "Fetch or train the model again."
+        )
+    return path.read_bytes()
 
 
 def _read_checked(directory: Path, file: str, description: ModelDescription) -> bytes:
     path = directory / file
     try:
-        content = path.read_bytes()
+        content = _read(path)
     except OSError as error:
         raise ModelError(f"{path}: it cannot be read ({error.strerror}). Fetch or train the model again.") from error
     if hashlib.sha256(content).hexdigest() != description.sha256.get(file):

@@ -3,8 +3,9 @@
 import atexit
 import contextlib
 import threading
+from pathlib import Path
 
-from models.emotion_classifier import EmotionModel
+from models.emotion_classifier import DESCRIPTION_FILE, EmotionModel, read_description
 from models.face_detector import MediaPipeFaceDetector, VideoFaceFinder
 from models.store import find_model
 
@@ -42,15 +43,34 @@ def face_finder() -> VideoFaceFinder:
 
 
 def warm_classifier(name: str) -> EmotionModel:
-    """This thread's emotion model of a name, as `find_model` reads it.
+    """This thread's emotion model of a name, as `find_model` reads it; after a promotion `default` is the new one.
 
     Raises:
         ModelError: there is no such model, or it does not fit.
     """
     folder = find_model(name)
-    if getattr(_thread, "classifier_folder", None) != folder:
+    files = folder, _state(folder)
+    if getattr(_thread, "classifier_files", None) != files:
         with _lock:
             _thread.classifier = EmotionModel(folder)
-        _thread.classifier_folder = folder
+        _thread.classifier_files = files
     classifier: EmotionModel = _thread.classifier
     return classifier
+
+
+def version_in_use(name: str) -> str:
+    """The version that `warm_classifier` would give, without loading it.
+
+    Raises:
+        ModelError: there is no such model, or its description does not fit.
+    """
+    return read_description(find_model(name)).version
+
+
+def _state(folder: Path) -> tuple[int, int] | None:
+    """What changes when a model in this folder is replaced by another."""
+    try:
+        state = (folder / DESCRIPTION_FILE).stat()
+    except OSError:  # Loading it will say so.
+        return None
+    return state.st_ino, state.st_mtime_ns

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -37,6 +38,48 @@ def grace_hopper() -> np.ndarray:
 
     with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
         return np.ascontiguousarray(matplotlib.image.imread(file, format="jpg"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_store(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the person who runs the tests has promoted is neither used nor changed."""
+    os.environ["FERFLOW_MODELS"] = str(tmp_path_factory.mktemp("no-models"))
+
+
+@pytest.fixture(scope="session")
+def two_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Directories of two emotion models that anybody could have trained: tiny, valid, of different versions."""
+    import keras
+
+    from ferflow.faces import Framing
+    from models.emotion_classifier import ModelDescription, save_model
+
+    description = ModelDescription(
+        name="tiny",
+        crop_size_px=48,
+        temperature=1.0,
+        framing=Framing(side_per_box=1.1, down_per_box=0.0, is_levelled=True),
+        commit=None,
+        recipe={},
+        data={},
+        metrics={"test": {"accuracy": 0.25, "image_count": 4}},
+        history=[],
+    )
+    parent = tmp_path_factory.mktemp("models")
+
+    def make(bias: float) -> Path:
+        layers = keras.layers
+        faces = keras.Input((48, 48, 1), dtype="uint8")
+        x = layers.Rescaling(1 / 255)(faces)
+        x = layers.Conv2D(4, 3, activation="relu", kernel_initializer="ones")(x)
+        x = layers.GlobalAveragePooling2D()(x)
+        x = layers.Dense(7, bias_initializer=keras.initializers.Constant(bias), kernel_initializer="zeros")(x)
+        return save_model(parent, keras.Model(faces, layers.Softmax()(x)), description=description)
+
+    with warnings.catch_warnings():
+        # Keras 3.15 hands numpy 2.4 tensors whose __array__ takes no copy keyword.
+        warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy", DeprecationWarning)
+        return make(0.0), make(1.0)
 
 
 @pytest.fixture(scope="session")

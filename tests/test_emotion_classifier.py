@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +27,13 @@ from models.emotion_classifier import (
     save_model,
 )
 from models.emotion_cnn import build_emotion_cnn
-from models.store import find_model
+from models.store import shipped_model
 from training.dataset import load_splits
 from training.fit import evaluate
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data" / "fer2013.tar.gz"
-COMMITTED = find_model("default")
+COMMITTED = shipped_model()
 
 # Keras 3.15 hands numpy 2.4 tensors whose __array__ takes no copy keyword.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -72,10 +73,10 @@ def copied(saved: Path, tmp_path: Path) -> Path:
 
 def test_what_was_said_of_a_model_is_read_back(saved: Path) -> None:
     description = read_description(saved)
-    given = dataclasses.replace(
-        description, version=DESCRIPTION.version, keras_version=DESCRIPTION.keras_version, sha256=DESCRIPTION.sha256
-    )
-    assert given == DESCRIPTION
+    by_saving = {name: getattr(DESCRIPTION, name) for name in ("version", "keras_version", "sha256", "saved_at")}
+    assert dataclasses.replace(description, **by_saving) == DESCRIPTION
+    saved_at = datetime.fromisoformat(description.saved_at)
+    assert timedelta(0) <= datetime.now(UTC) - saved_at < timedelta(hours=1)
     assert saved.name == description.version
     assert description.version.startswith("tiny-")
     model = EmotionModel(saved)
@@ -198,6 +199,23 @@ def test_weights_that_are_not_the_described_ones_are_refused(copied: Path) -> No
         ({"framing": {"side_per_box": 1.0}}, "is damaged"),
         ({"framing": None}, "is damaged"),
         ({"crop_size_px": 64}, r"maps \[-1, 48, 48, 1\]"),
+        ({"crop_size_px": 10**9}, "crop_size_px is 1000000000, but it must be a whole number from 16 to 512"),
+        ({"crop_size_px": "48"}, "crop_size_px is '48'"),
+        ({"crop_size_px": True}, "crop_size_px is True"),
+        ({"temperature": float("nan")}, "temperature is nan, but it must be a number above 0"),
+        ({"temperature": 0}, "temperature is 0"),
+        ({"framing": {"side_per_box": 1e9, "down_per_box": 0, "is_levelled": True}}, "framing is Framing"),
+        ({"framing": {"side_per_box": 1, "down_per_box": 0, "is_levelled": "yes"}}, "framing is Framing"),
+        ({"version": "../../etc"}, "version is '../../etc', but it must be letters, digits"),
+        ({"version": ".."}, "version is '..'"),
+        ({"version": "a/b"}, "version is 'a/b'"),
+        ({"version": ""}, "version is ''"),
+        ({"version": "default"}, "version is 'default'"),
+        ({"version": "x" * 1000}, "version is 'xxx"),
+        ({"sha256": []}, r"sha256 is \[\], but it must be a table"),
+        ({"metrics": None}, "metrics is None, but it must be a table"),
+        ({"keras_version": "new"}, "keras_version is 'new', but it must be a version like 3.15.1"),
+        ({"commit": 1}, "commit is 1"),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(copied: Path, change: dict[str, object], message: str) -> None:
@@ -214,6 +232,39 @@ def test_a_damaged_description_is_refused(copied: Path, text: str, message: str)
     (copied / DESCRIPTION_FILE).write_text(text)
     with pytest.raises(ModelError, match=message):
         EmotionModel(copied)
+
+
+def test_a_model_that_a_newer_keras_wrote_is_refused_in_a_sentence(copied: Path) -> None:
+    import keras
+
+    path = copied / DESCRIPTION_FILE
+    table = json.loads(path.read_text())
+    major, minor = keras.__version__.split(".")[:2]
+    for newer in (f"{major}.{int(minor) + 1}.0", f"{int(major) + 1}.0"):
+        path.write_text(json.dumps(table | {"keras_version": newer}))
+        with pytest.raises(ModelError, match=f"Keras {newer} wrote it, which is newer than the {keras.__version__}"):
+            load_network(copied)
+    for older in (f"{major}.{minor}.99", f"{major}.0.1", "2.15.0"):
+        path.write_text(json.dumps(table | {"keras_version": older}))
+        load_network(copied)
+
+
+def test_a_description_that_never_ends_is_refused(copied: Path) -> None:
+    path = copied / DESCRIPTION_FILE
+    path.write_text("[" * 100_000)
+    with pytest.raises(ModelError, match="is damaged"):
+        read_description(copied)
+    path.write_text(" " * 10_000_001)
+    with pytest.raises(ModelError, match=f"{DESCRIPTION_FILE}: it has 10 MB, and no model of ferflow has more"):
+        read_description(copied)
+
+
+def test_a_model_of_an_older_version_of_ferflow_is_read(copied: Path) -> None:
+    path = copied / DESCRIPTION_FILE
+    table = json.loads(path.read_text())
+    del table["saved_at"], table["class_biases"]
+    path.write_text(json.dumps(table))
+    assert (read_description(copied).saved_at, read_description(copied).class_biases) == ("", {})
 
 
 def test_a_model_file_cannot_run_code(copied: Path) -> None:

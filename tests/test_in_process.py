@@ -1,5 +1,6 @@
 """One sequence for every video, driven by threads; what one video meets does not reach the others."""
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from ferflow.sources import Job, find_videos, open_results
 from ferflow.storage import Results
 from flows.each_video import Stages, process_each
 from flows.in_process import analyze_in_process
+from models.store import ModelStore
 
 
 class Heard:
@@ -96,6 +98,78 @@ def test_a_missing_model_is_told_before_anything_is_analysed(inbox, tmp_path):
     assert [path.name for path in results.root.rglob("*.parquet")] == ["columns.parquet"] * 3
 
 
+@pytest.fixture
+def store(two_models, tmp_path, monkeypatch) -> ModelStore:
+    """A store of two models that the run knows as the user's."""
+    monkeypatch.setenv("FERFLOW_MODELS", str(tmp_path / "store"))
+    for model in two_models:
+        shutil.copytree(model, tmp_path / "store" / model.name)
+    return ModelStore()
+
+
+def versions_of_rows(results: Results) -> dict[str, set[str]]:
+    """By a video's name, the versions that its faces, if it has any, and its row name."""
+    found: dict[str, set[str]] = {}
+    for table in ("faces", "videos"):
+        rows = pq.ParquetDataset(results.table(table)).read(["source", "model_version"]).to_pylist()
+        for row in rows:
+            found.setdefault(Path(row["source"]).name, set()).add(row["model_version"])
+    return found
+
+
+def test_a_promotion_is_picked_up_at_the_next_video(inbox, store, two_models, tmp_path):
+    old, new = (model.name for model in two_models)
+    results = open_results(tmp_path / "results")
+    store.promote(old)
+    assert set(analyze(inbox, results, annotate=False).summaries) == {"broken.mp4", "first.mp4", "second.mp4"}
+    assert set.union(*versions_of_rows(results).values()) == {old}
+
+    class Promoting(Heard):
+        """Takes the new model into use while the first video is looked at."""
+
+        def stage(self, job: Job, name: str, done: int, expected: int | None) -> None:
+            if job.source.name == "first.mp4" and (name, done) == ("faces", 2):
+                store.promote(new)
+
+    videos = [inbox / name for name in ("first.mp4", "second.mp4", "third.mp4", "broken.mp4")]
+    analyze_in_process(
+        videos,
+        results,
+        settings=Settings(annotate=False, max_fps=5),
+        force=False,
+        workers=1,
+        listener=(heard := Promoting()),
+    )
+    assert heard.unchanged == set()
+    assert versions_of_rows(results) == {"first.mp4": {old}, "second.mp4": {new}, "broken.mp4": {new}}
+
+    heard = analyze(inbox, results, annotate=False, max_fps=5)
+    assert heard.unchanged == {"second.mp4", "broken.mp4"}, "what the old one did is done again, and no more"
+    assert versions_of_rows(results) == {"first.mp4": {new}, "second.mp4": {new}, "broken.mp4": {new}}
+    store.rollback()
+    assert analyze(inbox, results, annotate=False, max_fps=5).unchanged == set()
+    assert set.union(*versions_of_rows(results).values()) == {old}
+
+
+def test_a_model_that_was_replaced_in_its_folder_is_loaded_anew(inbox, two_models, tmp_path):
+    folder = Path(shutil.copytree(two_models[0], tmp_path / "mine"))
+    results = open_results(tmp_path / "results")
+    analyze(inbox, results, annotate=False, model=str(folder), workers=1)
+    shutil.rmtree(folder)
+    shutil.copytree(two_models[1], folder)
+    analyze(inbox, results, annotate=False, model=str(folder), workers=1)
+    assert set.union(*versions_of_rows(results).values()) == {two_models[1].name}
+
+
+def test_a_promoted_model_that_was_damaged_stops_the_run_before_it_begins(inbox, store, two_models, tmp_path):
+    store.promote(two_models[0].name)
+    (store.in_use() / "model.tflite").write_bytes(b"damaged")
+    results = open_results(tmp_path / "results")
+    with pytest.raises(ModelError, match=r"not the file that model\.json describes"):
+        analyze(inbox, results)
+    assert [path.name for path in results.root.rglob("*.parquet")] == ["columns.parquet"] * 3
+
+
 # From here on the stages are fakes: what is looked at is how videos are driven through them.
 
 
@@ -133,7 +207,6 @@ class FakeStages:
             results,
             Stages(self.analyze, self.annotate, self.summarize),
             settings=Settings.model_validate(settings),
-            model_version="fake",
             workers=workers,
             listener=heard,
         )
@@ -141,7 +214,7 @@ class FakeStages:
 
 
 def jobs(*names: str) -> Iterator[Job]:
-    return (Job(Path(name), f"id-of-{name}", None) for name in names)
+    return (Job(Path(name), f"id-of-{name}", "fake", None) for name in names)
 
 
 def test_a_video_is_finished_before_the_next_is_begun(results):
@@ -161,7 +234,7 @@ def test_a_backlog_is_asked_for_as_it_is_worked_off(results):
             asked.append(number)
             begun = sum(call.startswith("analyze") for call in stages.calls)
             most_waiting = max(most_waiting, len(asked) - begun)
-            yield Job(Path(str(number)), str(number), None)
+            yield Job(Path(str(number)), str(number), "fake", None)
 
     heard = stages.run(backlog(), results, workers=4)
     assert len(heard.summaries) == 200

@@ -53,7 +53,7 @@ def finish(results: Results, video_id: str, **changes: object) -> VideoSummary:
 
 def plan(videos: list[Path], results: Results, **options: object) -> list[tuple[str, bool]]:
     """Names of the videos, and whether their results are there."""
-    chosen = {"model_version": "model-1", "settings": Settings()} | options
+    chosen = {"model_version": lambda: "model-1", "settings": Settings()} | options
     jobs = plan_jobs(videos, results, **chosen)  # type: ignore[arg-type]
     return [(job.source.name, job.earlier is not None) for job in jobs]
 
@@ -106,7 +106,7 @@ def test_the_same_content_is_one_video(tmp_path, results):
     first = touch(tmp_path / "a.mp4", "content")
     second = touch(tmp_path / "copy of a.mp4", "content")
     other = touch(tmp_path / "b.mp4", "other")
-    jobs = list(plan_jobs([first, second, other], results, model_version="model-1", settings=Settings()))
+    jobs = list(plan_jobs([first, second, other], results, model_version=lambda: "model-1", settings=Settings()))
     assert [(job.source.name, job.copy_of) for job in jobs] == [
         ("a.mp4", None),
         ("copy of a.mp4", first),
@@ -116,21 +116,21 @@ def test_the_same_content_is_one_video(tmp_path, results):
 
 def test_what_is_done_is_not_done_again_under_another_name_either(tmp_path, results):
     video = touch(tmp_path / "a.mp4")
-    (job,) = plan_jobs([video], results, model_version="model-1", settings=Settings())
+    (job,) = plan_jobs([video], results, model_version=lambda: "model-1", settings=Settings())
     earlier = finish(results, job.video_id)
     renamed = Path(shutil.move(video, tmp_path / "renamed.mp4"))
-    (job,) = plan_jobs([renamed], results, model_version="model-1", settings=Settings())
+    (job,) = plan_jobs([renamed], results, model_version=lambda: "model-1", settings=Settings())
     assert job.earlier == earlier
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"force": True}, {"model_version": "model-2"}, {"settings": Settings(max_fps=5)}],
+    [{"force": True}, {"model_version": lambda: "model-2"}, {"settings": Settings(max_fps=5)}],
     ids=["forced", "another model", "other settings"],
 )
 def test_what_is_done_is_done_again_when(tmp_path, results, options):
     video = touch(tmp_path / "a.mp4")
-    (job,) = plan_jobs([video], results, model_version="model-1", settings=Settings())
+    (job,) = plan_jobs([video], results, model_version=lambda: "model-1", settings=Settings())
     finish(results, job.video_id)
     assert plan([video], results) == [("a.mp4", True)]
     assert plan([video], results, **options) == [("a.mp4", False)]
@@ -138,7 +138,7 @@ def test_what_is_done_is_done_again_when(tmp_path, results, options):
 
 def test_what_is_done_is_done_again_when_its_annotated_video_is_gone(tmp_path, results):
     video = touch(tmp_path / "a.mp4")
-    (job,) = plan_jobs([video], results, model_version="model-1", settings=Settings())
+    (job,) = plan_jobs([video], results, model_version=lambda: "model-1", settings=Settings())
     finish(results, job.video_id)
     (results.root / "annotated" / "a.mp4").unlink()
     assert plan([video], results) == [("a.mp4", False)]
@@ -148,7 +148,20 @@ def test_the_failure_of_an_unreadable_file_is_taken_back_once_it_can_be_read(tmp
     video = touch(tmp_path / "a.mp4")
     with monkeypatch.context() as patch:
         patch.setattr("ferflow.sources.content_id", lambda path: (_ for _ in ()).throw(PermissionError()))
-        (job,) = plan_jobs([video], results, model_version="model-1", settings=Settings())
+        (job,) = plan_jobs([video], results, model_version=lambda: "model-1", settings=Settings())
     finish(results, job.video_id, status="failed", annotated_path=None)
     assert plan([video], results) == [("a.mp4", False)]
     assert not results.rows("videos", job.video_id).exists()
+
+
+def test_the_version_is_asked_for_when_a_videos_turn_comes(tmp_path, results):
+    videos = [touch(tmp_path / name) for name in ("a.mp4", "b.mp4", "c.mp4")]
+    for job in list(plan_jobs(videos, results, model_version=lambda: "model-1", settings=Settings())):
+        finish(results, job.video_id)
+    in_use = "model-1"
+    jobs = plan_jobs(videos, results, model_version=lambda: in_use, settings=Settings())
+    first = next(jobs)
+    in_use = "model-2"
+    second, third = jobs
+    assert [job.model_version for job in (first, second, third)] == ["model-1", "model-2", "model-2"]
+    assert [job.earlier is None for job in (first, second, third)] == [False, True, True]

@@ -3,8 +3,9 @@
 export PATH := $(CURDIR)/.uv/bin:$(PATH)
 UV = $(if $(shell command -v uv),,.uv/bin/uv)
 RESULTS ?= results
+LEAKS ?= refuse
 
-.PHONY: help demo analyze train test check clean
+.PHONY: help demo analyze train evaluate test check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## /  make \1	/p' Makefile | expand -t 20
@@ -16,9 +17,15 @@ analyze: .venv/.ready  ## analyse your own: make analyze VIDEO=file-or-folder [R
 	@test -n "$$VIDEO" || { echo 'Name a video or a folder of videos: make analyze VIDEO=holiday.mp4'; exit 2; }
 	@.venv/bin/ferflow analyze "$$VIDEO" --results "$(RESULTS)"
 
-train: .venv/.ready  ## train an emotion model: make train DATA=folder-with-train-and-test
+train: .venv/.ready  ## train an emotion model: make train DATA=folder-with-train-and-test [LEAKS=leave_out]
 	@test -n "$$DATA" || { echo 'Name a folder of labelled faces: make train DATA=fer2013'; exit 2; }
-	@.venv/bin/ferflow train "$$DATA"
+	@.venv/bin/ferflow train "$$DATA" --leaks "$(LEAKS)"
+
+evaluate: DATA ?= ../shared/data/fer2013.tar.gz
+evaluate: VIDEOS ?= ../shared/videos
+evaluate: MODEL ?= default
+evaluate: .venv/.ready  ## measure every figure of the model card: make evaluate [MODEL=name] [DATA=...] [CARD=write]
+	@.venv/bin/python -m benchmarks.evaluate "$(DATA)" --videos "$(VIDEOS)" --model "$(MODEL)" $(if $(CARD),--write-card)
 
 test: .venv/.ready  ## run the tests
 	@.venv/bin/pytest --quiet

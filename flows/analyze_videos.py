@@ -5,21 +5,20 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
-from prefect import flow, get_client, get_run_logger
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.settings import get_current_settings
 from prefect.states import Completed, Failed
 from pydantic import Field
 
 from ferflow.config import Settings, load_settings
-from ferflow.errors import ConfigError, FerflowError
+from ferflow.errors import FerflowError
 from ferflow.records import VideoSummary
 from ferflow.sources import Job, find_videos, open_results, plan_jobs
 from flows.each_video import Stages, default_workers, process_each
 from flows.report import describe
+from flows.server import find_server
 from models.warm import version_in_use, warm_classifier
 from tasks.video import analyze_video, annotate_video, summarize_video
 
@@ -95,37 +94,13 @@ def analyze_on_server(
     Raises:
         ConfigError: no server is configured, none answers, or it wants a password.
     """
-    _find_server()
+    find_server()
     state = analyze_videos(sources, results, settings, force, workers, return_state=True)
     ended: Any = state.result(raise_on_failure=False)
     if isinstance(ended, BaseException):
         raise ended
     outcomes: list[Outcome] = ended
     return outcomes
-
-
-def _find_server() -> None:
-    url = get_current_settings().api.url
-    if url is None:
-        # Prefect would start a server for this run alone, which takes longer than most videos and shows nothing.
-        raise ConfigError(
-            "No Prefect server is configured; start one with `prefect server start` "
-            "and set PREFECT_API_URL=http://127.0.0.1:4200/api."
-        )
-    try:
-        with get_client(sync_client=True) as client:
-            client.api_version()
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code == httpx.codes.UNAUTHORIZED:
-            raise ConfigError(f"{url}: this Prefect server wants a password; set PREFECT_API_AUTH_STRING.") from error
-        raise ConfigError(
-            f"{url}: this is no Prefect server ({error.response.reason_phrase}); check PREFECT_API_URL."
-        ) from error
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise ConfigError(
-            f"{url}: no Prefect server answers there; start one with `prefect server start`, correct PREFECT_API_URL, "
-            "or go on without one: --no-prefect."
-        ) from error
 
 
 class _Outcomes:

@@ -24,7 +24,12 @@ MAY_IMPORT = {
 }
 ONLY_HOME = {"av": "ferflow/frames.py", "pyarrow": "ferflow/rows.py"}
 SLOW = {"tensorflow", "keras", "mediapipe", "prefect", "matplotlib.pyplot"}
-ORCHESTRATED = {"flows/analyze_videos.py"}
+ORCHESTRATED = {
+    "flows/analyze_videos.py",
+    "flows/retrain_emotion_model.py",
+    "flows/train_emotion_model.py",
+    "flows/watch_labelled.py",
+}
 """Modules that say what runs under Prefect, as all of tasks/ does; they alone load it as they are imported."""
 
 MODULES = sorted(path.relative_to(ROOT).as_posix() for room in MAY_IMPORT for path in ROOT.glob(f"{room}/**/*.py"))

@@ -1,0 +1,43 @@
+"""the environment -> a Prefect server that answers, or a sentence on what is wrong"""
+
+import os
+
+from ferflow.errors import ConfigError
+
+
+def is_wanted(choice: bool | None) -> bool:
+    """Whether a command runs as a flow: as `--prefect` or `--no-prefect` says, else if a server is named."""
+    return bool(os.environ.get("PREFECT_API_URL")) if choice is None else choice
+
+
+def find_server() -> None:
+    """Make sure that a server answers, before a flow is begun.
+
+    Raises:
+        ConfigError: none is configured, none answers, or it wants a password.
+    """
+    import httpx
+    from prefect import get_client
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    if url is None:
+        # Prefect would start a server for this run alone, which takes longer than most videos and shows nothing.
+        raise ConfigError(
+            "No Prefect server is configured; start one with `prefect server start` "
+            "and set PREFECT_API_URL=http://127.0.0.1:4200/api."
+        )
+    try:
+        with get_client(sync_client=True) as client:
+            client.api_version()
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == httpx.codes.UNAUTHORIZED:
+            raise ConfigError(f"{url}: this Prefect server wants a password; set PREFECT_API_AUTH_STRING.") from error
+        raise ConfigError(
+            f"{url}: this is no Prefect server ({error.response.reason_phrase}); check PREFECT_API_URL."
+        ) from error
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise ConfigError(
+            f"{url}: no Prefect server answers there; start one with `prefect server start`, correct PREFECT_API_URL, "
+            "or go on without one: --no-prefect."
+        ) from error

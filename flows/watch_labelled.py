@@ -1,0 +1,37 @@
+"""a folder of labelled faces -> a retraining as soon as enough new ones lie in it"""
+
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from ferflow.errors import FerflowError
+from flows.retrain_emotion_model import retrain_emotion_model
+from flows.training_report import describe_nothing_new
+from models.store import ModelStore
+from training.retrain import count_new_images
+from training.retrain_settings import RetrainSettings, load_retrain_settings
+
+_DEFAULTS = load_retrain_settings(None)
+
+
+@flow(flow_run_name="look into {settings.labelled}", persist_result=False)
+def watch_labelled(settings: RetrainSettings = _DEFAULTS) -> State[Any]:
+    """Look once whether enough new labelled faces are there, and start a retraining if so. Meant for a schedule.
+
+    While too little is new it reads no image and loads no network.
+
+    Args:
+        settings: Where to look, from how many on, and how to retrain.
+    """
+    try:
+        count = count_new_images(settings, ModelStore())
+    except FerflowError as error:
+        return Failed(message=str(error), data=error)
+    if count < settings.min_new_images:
+        said = describe_nothing_new(count, settings)
+        return Completed(name="Nothing new", message=said, data=None)
+    get_run_logger().info("%d new labelled faces", count)
+    state: State[Any] = retrain_emotion_model(settings, return_state=True)
+    return state

@@ -1,0 +1,71 @@
+"""labelled faces -> a model directory: training and retraining as Prefect tasks that show how far they are"""
+
+import time
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+
+from models.store import ModelStore
+from training import fit
+from training import retrain as retraining
+from training.dataset import Leaks
+from training.fit import Step
+from training.progress import Pace, hear_training
+from training.retrain_settings import RetrainSettings
+
+_SECONDS_BETWEEN_UPDATES = 15.0
+
+
+def _can_pass(task: Any, task_run: Any, state: Any) -> bool:
+    """Whether a fault may be gone a little later: a network disk, memory. The training goes on from its checkpoint."""
+    return isinstance(state.data, OSError | MemoryError)
+
+
+_OPTIONS: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": [15, 120],
+    "retry_condition_fn": _can_pass,
+    "persist_result": False,
+    "cache_policy": NO_CACHE,
+}
+
+
+@task(task_run_name="train: {data.name}", **_OPTIONS)
+def train_model(data: Path, config: Path | None, out_dir: Path, leaks: Leaks) -> Path:
+    """Train an emotion model or go on with an interrupted training; gives its directory."""
+    with hear_training(get_run_logger().info):
+        return fit.train(data, config, out_dir, leaks=leaks, on_step=_Progress().step)
+
+
+@task(task_run_name="retrain: {settings.labelled.name}", **_OPTIONS)
+def retrain_model(settings: RetrainSettings) -> Path | None:
+    """Fine-tune the model in use and judge what comes out; gives its directory, None if there was too little new."""
+    with hear_training(get_run_logger().info):
+        done = retraining.retrain(settings, ModelStore(), on_step=_Progress().step)
+    return None if done is None else done.directory
+
+
+class _Progress:
+    """Shows on Prefect's page which share of a training is done."""
+
+    def __init__(self) -> None:
+        self._pace = Pace()
+        self._artifact: UUID | None = None
+        self._updated = 0.0
+
+    def step(self, step: Step) -> None:
+        """Move the share, now and then."""
+        self._pace.watch(step)
+        now, percent = time.monotonic(), 100 * self._pace.done
+        if self._artifact is None:
+            what = "Share of the training that is done"
+            made = create_progress_artifact(percent, key="training-progress", description=what)
+            assert isinstance(made, UUID)
+            self._artifact, self._updated = made, now
+        elif now - self._updated > _SECONDS_BETWEEN_UPDATES or self._pace.done == 1:
+            update_progress_artifact(self._artifact, percent)
+            self._updated = now

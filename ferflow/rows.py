@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ferflow.emotions import EMOTIONS
+from ferflow.errors import DataError
 from ferflow.records import Analysis, FaceColumns, FaceRow, Segment, VideoInfo, VideoSummary
 from ferflow.storage import part_file
 
@@ -193,6 +194,23 @@ def read_video(path: Path) -> VideoSummary | None:
         info=VideoInfo(**info, warning=row["error"] if is_decoded else None) if is_decoded else None,
         emotion_shares=None if shares[0] is None else shares,
     )
+
+
+def read_text_columns(path: Path) -> dict[str, list[str]]:
+    """Read anybody's Parquet table as text, its columns' names in small letters; what is missing is an empty text.
+
+    Raises:
+        DataError: it is no Parquet table.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: it cannot be read as a Parquet table ({error}). Save it again.") from error
+    return {
+        name.strip().casefold(): ["" if value is None else str(value) for value in table.column(index).to_pylist()]
+        for index, name in enumerate(table.column_names)
+    }
 
 
 def _faces_table(rows: Sequence[FaceRow], analysis: Analysis) -> pa.Table:

@@ -48,7 +48,7 @@ def recipe() -> Recipe:
 @pytest.fixture(scope="module")
 def splits(data: Path) -> DataSplits:
     splits = load_splits(data)
-    assert splits.left_out_leaked == 0
+    assert splits.report.left_out.leaked == 0
     return splits
 
 

@@ -1,47 +1,36 @@
-"""labelled image files (+ crowd votes) -> images and targets of each split, without what leaks between them."""
+"""labelled pictures (+ crowd votes) -> images and targets of each split, and a report of what is wrong with them."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import logging
-import tarfile
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
 
-import cv2
 import numpy as np
 
 from ferflow.emotions import EMOTIONS
-from ferflow.errors import DataError
+from ferflow.errors import ConfigError, DataError
 from ferflow.faces import CropWindow, crop_gray
+from ferflow.storage import utf8
+from training.data_report import DataReport, Finding, LeftOut, SplitReport, count_emotions
+from training.duplicates import digest_of, identical, is_blank, same_photo
+from training.formats import TABLE_SUFFIXES, Picture, emotion_of, read_labelled_folder, read_pictures, split_of
+from training.votes import read_votes
 
-_log = logging.getLogger(__name__)
+Leaks = Literal["refuse", "leave_out", "keep"]
+"""What to do about training images that are also held out: refuse the data, leave them out of the fit, keep them."""
 
 LABELS_FILE = "fer2013_labels.csv"
 """Name of the optional table of crowd votes, looked for in DATA and beside it."""
 
-_IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
-# What ten people said of each FER2013 image (FER+, MIT); contempt, unknown and "not a face" are none of our classes.
-_VOTE_COLUMNS = {
-    "angry": "votes_anger",
-    "disgust": "votes_disgust",
-    "fear": "votes_fear",
-    "happy": "votes_happiness",
-    "neutral": "votes_neutral",
-    "sad": "votes_sadness",
-    "surprise": "votes_surprise",
-}
-_FER2013_SPLITS = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
-# Two thumbnails this alike are one photo: of FER2013 PrivateTest it finds all 288 that have an identical twin in
-# Training, 188 of the 197 that its labels table calls near, and 7 that the table does not know.
-_NEAR_THUMBNAIL_PX = 16
-_NEAR_CORRELATION = 0.96
-# A picture whose grey values spread less than this shows nothing.
-_BLANK_SPREAD = 4.0
+MIN_IMAGES = 5
+"""Fewer images of an emotion teach nothing about it."""
+
+# Of pictures without splits, the share that is fitted to and the share up to which they are chosen on.
+_TRAIN_UP_TO, _VALIDATION_UP_TO = 0.70, 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +47,8 @@ class LabelledImages:
     """float32 (n, 7), shares of the crowd's votes in the order of EMOTIONS; a row of zeros where nobody voted."""
     seen_in_training: np.ndarray
     """bool (n,), whether the same or nearly the same photo was among the training images as delivered."""
+    digests: tuple[str, ...]
+    """Names each image by its pixels: the first 16 hexadecimal digits of their SHA-256."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,74 +64,131 @@ class DataSplits:
     """What the settings, the epoch and the temperature are chosen on (FER2013: PublicTest)."""
     test: LabelledImages
     """What is reported, once (FER2013: PrivateTest)."""
-    left_out_blank: int
-    """Training images left out because they show nothing."""
-    left_out_leaked: int
-    """Training images left out because validation or test has the same photo, identical or nearly so."""
-    unreadable: int
-    """Files that hold no image."""
+    report: DataReport
+    """What was found in the data, and what was left out of `train`."""
     sha256: str
-    """Over every path, label and pixel: the same data gives the same hash."""
+    """Over every path, label and pixel as delivered: the same data gives the same hash."""
 
 
-def load_splits(data: Path, *, size_px: int = 48, labels_csv: Path | None = None) -> DataSplits:
-    """Read the labelled images of DATA.
+@dataclass(frozen=True, slots=True)
+class _Row:
+    path: str
+    label: int
+    split: str | None
+    digest: str
+    crop: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    rows: list[_Row]
+    unreadable: list[str]
+    unknown: dict[str, list[str]]
+
+
+def load_splits(
+    data: Path,
+    *,
+    size_px: int = 48,
+    labels_csv: Path | None = None,
+    leaks: Leaks = "refuse",
+    min_images: int = MIN_IMAGES,
+) -> DataSplits:
+    """Read the labelled images of DATA. Those for validation and test are never changed, whatever is wrong with them.
 
     Args:
-        data: a folder, or a .tar.gz of one, laid out as `train/<emotion>/*` and `test/<emotion>/*`: the FER2013
-            download as it is, or anybody's. FER2013 file names (`PublicTest_*`, `PrivateTest_*`) say which test
-            image is for choosing and which for reporting; other names are dealt out by the hash of their pixels.
+        data: in any of the forms that `training.formats.read_pictures` reads: the FER2013 download as it is, folders
+            by emotion, a table. Pictures without splits are dealt out by the hash of their pixels, 70 : 15 : 15, so
+            that each stays where it is when others are added. Where only one of validation and test is there, FER2013
+            file names (`PublicTest_*`, `PrivateTest_*`) or else that hash divide it in two.
         size_px: side of the images returned; larger ones are cut to their central square and area-averaged.
         labels_csv: table with a `path` column and `votes_*` columns of crowd votes; by default
             `fer2013_labels.csv` in DATA or beside it, and no votes where there is none.
+        leaks: what to do about training images whose photo is also in validation or test.
+        min_images: how many images of each emotion there must be to fit to.
 
     Raises:
-        DataError: there is no such folder, a folder is not named after an emotion, or an emotion has no image.
+        DataError: DATA is none of these forms or damaged, most of its labels are no emotions, an emotion has too few
+            images, or there are leaks and they are to be refused.
+        ConfigError: `leaks` is none of its three words.
     """
-    found: dict[str, list[tuple[str, np.ndarray, int]]] = {"train": [], "validation": [], "test": []}
-    unreadable = 0
-    for path, encoded in sorted(_image_files(data)):
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE) if encoded else None
-        if image is None:
-            _log.warning("%s: not an image, left out", path)
-            unreadable += 1
-            continue
-        height, width = image.shape
-        window = CropWindow(width / 2, height / 2, min(height, width))
-        crop = crop_gray(image, window, size_px=size_px)
-        found[_split_of(path, crop)].append((path, crop, EMOTIONS.index(PurePosixPath(path).parts[1])))
-    for folder, rows in (("train", found["train"]), ("test", found["validation"] + found["test"])):
-        _require_every_emotion(data, folder, rows)
-    if not found["validation"] or not found["test"]:
+    if leaks not in get_args(Leaks):
+        raise ConfigError(f"leaks is {leaks!r}, but it must be one of {', '.join(get_args(Leaks))}.")
+    read = _read(read_pictures(data), size_px)
+    _require_labels(data, read)
+    rows = _deal(read.rows)
+    votes = _votes(data, labels_csv)
+    train, validation, test = (_stack(rows[name], votes, size_px) for name in ("train", "validation", "test"))
+    if not len(validation) or not len(test):
         raise DataError(
-            f"{data}: its test folder has {len(found['validation'])} images to choose on and {len(found['test'])} "
-            "to report on; both need some. Add images to test/."
+            f"{data}: it has {len(validation)} usable images to choose on (validation) and {len(test)} to report on "
+            "(test), and both need some. Add images to test."
         )
 
-    votes = _read_votes(_labels_table(data, labels_csv))
-    train, validation, test = (_stack(found[name], votes, size_px) for name in ("train", "validation", "test"))
-    digest = hashlib.sha256()
-    for split in (train, validation, test):
-        digest.update(repr(split.paths).encode() + split.images_gray.tobytes() + split.votes.tobytes())
-
-    held_out = np.concatenate([validation.images_gray, test.images_gray])
-    same = _same_photo(train.images_gray, held_out)
-    leaked = np.zeros(len(train), bool)
-    leaked[same[:, 0]] = True
-    seen = np.zeros(len(held_out), bool)
-    seen[same[:, 1]] = True
-    blank = _spread(train.images_gray) < _BLANK_SPREAD
-    train = _select(train, ~leaked & ~blank)
-    _require_every_emotion(data, "train", [("", np.empty(0), int(label)) for label in train.labels])
-    return DataSplits(
-        train=train,
-        validation=_with_seen(validation, seen[: len(validation)]),
-        test=_with_seen(test, seen[len(validation) :]),
-        left_out_blank=int((blank & ~leaked).sum()),
-        left_out_leaked=int(leaked.sum()),
-        unreadable=unreadable,
-        sha256=digest.hexdigest(),
+    held_out_paths = validation.paths + test.paths
+    held_out_gray = np.concatenate([validation.images_gray, test.images_gray])
+    leaked, seen, found_leaks = _find_twins(train.paths, train.images_gray, held_out_paths, held_out_gray)
+    if leaks == "refuse" and found_leaks.count:
+        raise DataError(
+            f"{data}: {found_leaks.count:,} of its training images are also in validation or test, so that the "
+            f"accuracy would come out too high; for example {utf8('; '.join(found_leaks.examples[:2]))}. Remove them, "
+            "or leave them out of the fit with --leaks leave_out."
+        )
+    used, left_out = _clean(train, leaked if leaks == "leave_out" else np.zeros(len(train), bool))
+    _, _, held_out_twice = _find_twins(validation.paths, validation.images_gray, test.paths, test.images_gray)
+    report = DataReport(
+        splits=(
+            _describe("train", train, used),
+            _describe("validation", validation, validation),
+            _describe("test", test, test),
+        ),
+        unreadable=Finding.of(read.unreadable),
+        unknown_labels=_unknown(read),
+        leaks=found_leaks,
+        held_out_twice=held_out_twice,
+        conflicts=_conflicts((train, validation, test)),
+        left_out=left_out,
     )
+    for split, images, at_least in zip(report.splits, (train, validation, test), (min_images, 1, 1), strict=True):
+        _require_enough(data, split, images, at_least, report)
+    return DataSplits(
+        train=used,
+        validation=replace(validation, seen_in_training=seen[: len(validation)]),
+        test=replace(test, seen_in_training=seen[len(validation) :]),
+        report=report,
+        sha256=_hash((train, validation, test)),
+    )
+
+
+def load_labelled(folder: Path, *, size_px: int = 48) -> tuple[LabelledImages, DataReport]:
+    """Read images as users sort them into `folder/<emotion>/`, for a fine-tune.
+
+    Args:
+        folder: holds a folder for each emotion, or for some; other folders are counted as unknown labels. Hidden and
+            half-copied files are passed over.
+        size_px: side of the images returned.
+
+    Returns:
+        What can be fitted to, perhaps nothing: blank images, images with contradicting labels and repetitions are left
+        out. And the report that says so, with one split, `labelled`.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    read = _read(read_labelled_folder(folder), size_px)
+    images = _stack(read.rows, {}, size_px)
+    used, left_out = _clean(images, np.zeros(len(images), bool))
+    nothing = Finding(0, ())
+    report = DataReport(
+        splits=(_describe("labelled", images, used),),
+        unreadable=Finding.of(read.unreadable),
+        unknown_labels=_unknown(read),
+        leaks=nothing,
+        held_out_twice=nothing,
+        conflicts=_conflicts((images,)),
+        left_out=left_out,
+    )
+    return used, report
 
 
 def soft_targets(images: LabelledImages, *, votes_share: float, smoothing: float) -> np.ndarray:
@@ -161,148 +209,168 @@ def soft_targets(images: LabelledImages, *, votes_share: float, smoothing: float
     return targets
 
 
-def _image_files(data: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield each image of train/ and test/ as its path relative to DATA and its bytes."""
-    if data.is_dir():
-        for folder in ("train", "test"):
-            if not (data / folder).is_dir():
-                raise DataError(
-                    f"{data}: it has no {folder} folder. Lay it out as train/<emotion>/ and test/<emotion>/."
-                )
-        for path in data.glob("*/*/*"):
-            if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file():
-                relative = path.relative_to(data).as_posix()
-                if _is_labelled(data, relative):
-                    yield relative, path.read_bytes()
-    elif data.is_file() and data.name.endswith((".tar.gz", ".tgz", ".tar")):
-        # Read in place: nothing of a stranger's archive is written to the disk.
-        try:
-            with tarfile.open(data) as archive:
-                for member in archive:
-                    relative = PurePosixPath(member.name).as_posix().removeprefix("./")
-                    if member.isfile() and PurePosixPath(relative).suffix.lower() in _IMAGE_SUFFIXES:
-                        content = archive.extractfile(member)
-                        if content is not None and _is_labelled(data, relative):
-                            yield relative, content.read()
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise DataError(f"{data}: it cannot be read as an archive ({error}). Fetch it again.") from error
-    elif data.exists():
-        raise DataError(f"{data}: neither a folder nor a .tar.gz. Give the folder that holds train/ and test/.")
+def _read(pictures: Iterable[Picture], size_px: int) -> _Read:
+    read = _Read([], [], defaultdict(list))
+    for picture in pictures:
+        if picture.emotion is None:
+            read.unknown[picture.label].append(picture.path)
+        elif picture.image_gray is None:
+            read.unreadable.append(picture.path)
+        else:
+            height, width = picture.image_gray.shape
+            window = CropWindow(width / 2, height / 2, min(height, width))
+            crop = crop_gray(picture.image_gray, window, size_px=size_px)
+            read.rows.append(_Row(picture.path, picture.emotion, picture.split, digest_of(crop), crop))
+    read.rows.sort(key=lambda row: (row.path, row.label))
+    return read
+
+
+def _require_labels(data: Path, read: _Read) -> None:
+    """Refuse data that has no labelled pictures, or whose labels are mostly not ours."""
+    unknown_count = sum(map(len, read.unknown.values()))
+    count = len(read.rows) + len(read.unreadable) + unknown_count
+    if not count:
+        raise DataError(
+            f"{data}: there is no labelled picture in it. Lay it out as train/<emotion>/ and test/<emotion>/, or as "
+            "<emotion>/ alone, with .jpg, .png, .webp or .bmp files in there."
+        )
+    if 2 * unknown_count > count:
+        labels = ", ".join(utf8(label) or "(none)" for label in list(read.unknown)[:5])
+        raise DataError(
+            f"{data}: {unknown_count:,} of its {count:,} pictures have labels that are no emotions, such as {labels}. "
+            f"Name them {', '.join(EMOTIONS)}."
+        )
+
+
+def _deal(rows: Sequence[_Row]) -> dict[str, list[_Row]]:
+    """Give each row its split: as delivered, as far as that says it, otherwise by the hash of its pixels."""
+    said = {row.split for row in rows if row.split is not None}
+    held_out = said & {"validation", "test"}
+    dealt: dict[str, list[_Row]] = {"train": [], "validation": [], "test": []}
+    for row in rows:
+        split = row.split
+        if split is None:
+            share = int(row.digest, 16) / 16 ** len(row.digest)
+            split = "train" if share < _TRAIN_UP_TO else "validation" if share < _VALIDATION_UP_TO else "test"
+        elif split != "train" and len(held_out) == 1:
+            usage = split_of(PurePosixPath(row.path).name.split("_")[0])
+            halves = ("test", "validation")
+            split = usage if usage in halves else halves[int(row.digest[:2], 16) % 2]
+        dealt[split].append(row)
+    return dealt
+
+
+def _clean(images: LabelledImages, leaked: np.ndarray) -> tuple[LabelledImages, LeftOut]:
+    """Leave out what a network should not be fitted to."""
+    conflicting, repeated = np.zeros(len(images), bool), np.zeros(len(images), bool)
+    for group in identical(images.digests):
+        if len(set(images.labels[group])) > 1:
+            conflicting[group] = True
+        else:
+            repeated[group[1:]] = True
+    keep = np.ones(len(images), bool)
+    counts = []
+    for reason in (leaked, is_blank(images.images_gray), conflicting, repeated):
+        counts.append(int((reason & keep).sum()))
+        keep &= ~reason
+    return _select(images, keep), LeftOut(*counts)
+
+
+def _require_enough(data: Path, split: SplitReport, images: LabelledImages, at_least: int, report: DataReport) -> None:
+    few = {emotion: count for emotion, count in zip(EMOTIONS, split.used, strict=True) if count < at_least}
+    if not few:
+        return
+    if data.name.lower().endswith(TABLE_SUFFIXES) or any("/" not in path for path in images.paths):
+        where = "the table"
     else:
-        raise DataError(f"{data}: there is no such folder or archive. Give the folder that holds train/ and test/.")
+        # The split's folder by its own name: `val`, or `test` where that is dealt out to both.
+        folders = PurePosixPath(images.paths[0]).parts[:-2] if images.paths else (split.name,)
+        where = ", ".join("/".join((*folders, emotion)) for emotion in few)
+    raise DataError(
+        f"{data}: its {split.name} part has too few usable images: "
+        f"{', '.join(f'{count} of {emotion}' for emotion, count in few.items())}, and each emotion needs at least "
+        f"{at_least}. {' '.join([f'Add some to {where}.', *report.unusable_in_words()])}"
+    )
 
 
-def _is_labelled(data: Path, relative: str) -> bool:
-    """Say whether a file lies in train/<emotion>/ or test/<emotion>/; refuse a label that is no emotion."""
-    parts = PurePosixPath(relative).parts
-    if len(parts) != 3 or parts[0] not in ("train", "test"):
-        return False
-    if parts[1] not in EMOTIONS:
-        raise DataError(
-            f"{data}: {parts[0]}/{parts[1]} is not named after an emotion. Rename or move it; the emotions are "
-            f"{', '.join(EMOTIONS)}."
-        )
-    return True
-
-
-def _split_of(path: str, crop: np.ndarray) -> str:
-    folder, _, name = PurePosixPath(path).parts
-    if folder == "train":
-        return "train"
-    usage = _FER2013_SPLITS.get(name.split("_")[0])
-    if usage in ("validation", "test"):
-        return usage
-    return "validation" if hashlib.sha256(crop.tobytes()).digest()[0] % 2 else "test"
-
-
-def _require_every_emotion(data: Path, folder: str, rows: list[tuple[str, np.ndarray, int]]) -> None:
-    counts = Counter(label for _, _, label in rows)
-    missing = [emotion for index, emotion in enumerate(EMOTIONS) if counts[index] == 0]
-    if missing:
-        raise DataError(
-            f"{data}: {folder}/ has no usable image of {', '.join(missing)}. "
-            "Every emotion needs some in train/ and test/."
-        )
-
-
-def _labels_table(data: Path, labels_csv: Path | None) -> Path | None:
+def _votes(data: Path, labels_csv: Path | None) -> dict[str, np.ndarray]:
     if labels_csv is not None:
         if not labels_csv.is_file():
             raise DataError(f"{labels_csv}: there is no such table of votes. Correct the path or leave it out.")
-        return labels_csv
-    return next((path for path in (data / LABELS_FILE, data.parent / LABELS_FILE) if path.is_file()), None)
+        return read_votes(labels_csv)
+    table = next((path for path in (data / LABELS_FILE, data.parent / LABELS_FILE) if path.is_file()), None)
+    return {} if table is None else read_votes(table)
 
 
-def _read_votes(table: Path | None) -> dict[str, np.ndarray]:
-    """Read the votes of each path as shares, float32 (7,)."""
-    if table is None:
-        return {}
-    votes = {}
-    with io.StringIO(table.read_text(encoding="utf-8-sig")) as file:
-        reader = csv.DictReader(file)
-        lacking = {"path", *_VOTE_COLUMNS.values()} - set(reader.fieldnames or ())
-        if lacking:
-            raise DataError(f"{table}: it lacks the columns {', '.join(sorted(lacking))}. Add them or move it away.")
-        for number, row in enumerate(reader, start=2):
-            try:
-                counts = np.array([float(row[_VOTE_COLUMNS[emotion]] or 0) for emotion in EMOTIONS], np.float32)
-            except (TypeError, ValueError) as error:
-                raise DataError(f"{table}: line {number} has a vote that is not a number. Correct it.") from error
-            if counts.sum() > 0:
-                votes[row["path"]] = counts / counts.sum()
-    return votes
-
-
-def _stack(rows: list[tuple[str, np.ndarray, int]], votes: dict[str, np.ndarray], size_px: int) -> LabelledImages:
+def _stack(rows: Sequence[_Row], votes: dict[str, np.ndarray], size_px: int) -> LabelledImages:
     nobody = np.zeros(len(EMOTIONS), np.float32)
     return LabelledImages(
-        paths=tuple(path for path, _, _ in rows),
-        images_gray=np.stack([crop for _, crop, _ in rows]) if rows else np.empty((0, size_px, size_px), np.uint8),
-        labels=np.array([label for _, _, label in rows], np.int64),
-        votes=np.stack([votes.get(path, nobody) for path, _, _ in rows]) if rows else np.empty((0, 7), np.float32),
+        paths=tuple(row.path for row in rows),
+        images_gray=np.stack([row.crop for row in rows]) if rows else np.empty((0, size_px, size_px), np.uint8),
+        labels=np.array([row.label for row in rows], np.int64),
+        votes=np.stack([votes.get(row.path, nobody) for row in rows]) if rows else np.empty((0, 7), np.float32),
         seen_in_training=np.zeros(len(rows), bool),
+        digests=tuple(row.digest for row in rows),
     )
 
 
 def _select(images: LabelledImages, keep: np.ndarray) -> LabelledImages:
+    kept = np.flatnonzero(keep)
     return LabelledImages(
-        paths=tuple(path for path, kept in zip(images.paths, keep, strict=True) if kept),
-        images_gray=images.images_gray[keep],
-        labels=images.labels[keep],
-        votes=images.votes[keep],
-        seen_in_training=images.seen_in_training[keep],
+        paths=tuple(images.paths[row] for row in kept),
+        images_gray=images.images_gray[kept],
+        labels=images.labels[kept],
+        votes=images.votes[kept],
+        seen_in_training=images.seen_in_training[kept],
+        digests=tuple(images.digests[row] for row in kept),
     )
 
 
-def _with_seen(images: LabelledImages, seen: np.ndarray) -> LabelledImages:
-    return LabelledImages(images.paths, images.images_gray, images.labels, images.votes, seen)
+def _hash(splits: Iterable[LabelledImages]) -> str:
+    digest = hashlib.sha256()
+    for images in splits:
+        names = tuple(
+            # A path whose folder says the label needs no more; so did the models trained before there were tables.
+            path if emotion_of(PurePosixPath(path).parent.name) == label else f"{path} {EMOTIONS[label]}"
+            for path, label in zip(images.paths, images.labels, strict=True)
+        )
+        digest.update(repr(names).encode() + images.images_gray.tobytes() + images.votes.tobytes())
+    return digest.hexdigest()
 
 
-def _spread(images_gray: np.ndarray) -> np.ndarray:
-    spread: np.ndarray = images_gray.reshape(len(images_gray), -1).std(axis=1, dtype=np.float32)
-    return spread
+def _describe(name: str, images: LabelledImages, used: LabelledImages) -> SplitReport:
+    return SplitReport(
+        name=name,
+        delivered=count_emotions(images.labels),
+        used=count_emotions(used.labels),
+        blank=Finding.of(images.paths[row] for row in np.flatnonzero(is_blank(images.images_gray))),
+        repeated=Finding.of(images.paths[row] for group in identical(images.digests) for row in group[1:]),
+    )
 
 
-def _same_photo(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Find the pairs of images that show one photo, whatever its brightness: int64 (pairs, 2) of row numbers."""
-    first_thumbs, second_thumbs = _thumbnails(first), _thumbnails(second)
+def _unknown(read: _Read) -> dict[str, Finding]:
+    return {label: Finding.of(sorted(paths)) for label, paths in sorted(read.unknown.items())}
+
+
+def _conflicts(splits: Sequence[LabelledImages]) -> Finding:
+    paths = [path for images in splits for path in images.paths]
+    labels = np.concatenate([images.labels for images in splits])
+    groups = identical([digest for images in splits for digest in images.digests])
+    return Finding.of(
+        " and ".join(paths[row] for row in group[:2]) + (f" and {len(group) - 2} more" if len(group) > 2 else "")
+        for group in groups
+        if len(set(labels[group])) > 1
+    )
+
+
+def _find_twins(
+    paths: Sequence[str], images_gray: np.ndarray, other_paths: Sequence[str], others_gray: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, Finding]:
+    """Find which images have the same photo among others, and which others: bool (n,), bool (m,), and pairs."""
+    is_twin, is_others_twin = np.zeros(len(paths), bool), np.zeros(len(other_paths), bool)
     pairs = []
-    # In slices, so that 28,000 x 7,000 correlations never lie in memory at once.
-    for start in range(0, len(first), 2048):
-        alike = np.argwhere(first_thumbs[start : start + 2048] @ second_thumbs.T > _NEAR_CORRELATION)
-        alike[:, 0] += start
-        pairs.append(alike)
-    return np.concatenate(pairs)
-
-
-def _thumbnails(images_gray: np.ndarray) -> np.ndarray:
-    """Shrink images to vectors of mean 0 and length 1, so that a product of two is their correlation."""
-    size_wh = (_NEAR_THUMBNAIL_PX, _NEAR_THUMBNAIL_PX)
-    small = np.stack([cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA) for image in images_gray])
-    flat = small.reshape(len(small), -1).astype(np.float32)
-    flat -= flat.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(flat, axis=1, keepdims=True)
-    # A blank image is like no other: its vector stays zero.
-    shows_something = length > _BLANK_SPREAD * _NEAR_THUMBNAIL_PX
-    unit: np.ndarray = np.divide(flat, length, out=np.zeros_like(flat), where=shows_something)
-    return unit
+    for row, other in same_photo(images_gray, others_gray):
+        if not is_twin[row]:
+            pairs.append(f"{paths[row]} and {other_paths[other]}")
+        is_twin[row] = is_others_twin[other] = True
+    return is_twin, is_others_twin, Finding.of(pairs)

@@ -24,7 +24,7 @@ from ferflow.errors import ConfigError
 from models.emotion_classifier import ModelDescription, save_model
 from models.emotion_cnn import CROP_SIZE_PX, build_emotion_cnn
 from training.augment import augment_batch
-from training.dataset import DataSplits, load_splits, soft_targets
+from training.dataset import DataSplits, Leaks, load_splits, soft_targets
 from training.metrics import calibrate, fit_calibration, measure
 from training.recipe import DEFAULT_RECIPE, Recipe, Schedule, load_recipe
 
@@ -61,6 +61,7 @@ def train(
     out_dir: Path,
     *,
     labels_csv: Path | None = None,
+    leaks: Leaks = "refuse",
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Path:
     """Train an emotion model, or go on with an interrupted training.
@@ -70,6 +71,7 @@ def train(
         config: the recipe's file; None for configs/train.toml.
         out_dir: where the checkpoint and then the model directory go; the same call goes on from the checkpoint.
         labels_csv: table of crowd votes, if not in or beside `data`.
+        leaks: what to do about training images that are also held out.
         on_epoch: called after each epoch.
 
     Returns:
@@ -80,13 +82,9 @@ def train(
         ConfigError: the recipe has a mistake, or out_dir holds the checkpoint of another recipe or of other data.
     """
     recipe = load_recipe(config or DEFAULT_RECIPE)
-    splits = load_splits(data, size_px=CROP_SIZE_PX, labels_csv=labels_csv)
-    _log.info(
-        "%d images to fit to, %d to choose on, %d to report on; left out of the fit: %d that show nothing, %d whose "
-        "photo is among those held out",
-        *(len(splits.train), len(splits.validation), len(splits.test)),
-        *(splits.left_out_blank, splits.left_out_leaked),
-    )
+    splits = load_splits(data, size_px=CROP_SIZE_PX, labels_csv=labels_csv, leaks=leaks)
+    for line in splits.report.in_words():
+        _log.info("%s", line)
     weights, history = fit_network(splits, recipe, out_dir, on_epoch=on_epoch)
 
     uncalibrated = build_emotion_cnn(**dataclasses.asdict(recipe.network))
@@ -143,17 +141,7 @@ def evaluate(classify: Callable[[np.ndarray], np.ndarray], splits: DataSplits) -
 
 def describe_splits(splits: DataSplits) -> dict[str, Any]:
     """Say in numbers what was trained on, for model.json."""
-    by_split = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    return {
-        "sha256": splits.sha256,
-        "left_out_blank": splits.left_out_blank,
-        "left_out_leaked": splits.left_out_leaked,
-        "unreadable": splits.unreadable,
-        "images": {
-            name: {emotion: int((images.labels == index).sum()) for index, emotion in enumerate(EMOTIONS)}
-            for name, images in by_split.items()
-        },
-    }
+    return {"sha256": splits.sha256} | splits.report.as_json()
 
 
 def _commit() -> str | None:

@@ -11,8 +11,11 @@ import pytest
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import ConfigError
 from models.emotion_classifier import EmotionModel, read_description
+from training.checkpoint import Epoch, read_checkpoint
 from training.dataset import DataSplits, load_splits
-from training.fit import Epoch, evaluate, fit_network, size_in_epoch, train
+from training.evaluation import evaluate
+from training.fit import best_epoch, fit_network, has_stalled, rate_on_plateau, size_in_epoch, train
+from training.machine import find_machine, precision_on_gpu, precision_on_processor
 from training.recipe import Recipe, load_recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -120,7 +123,85 @@ def test_every_epoch_has_a_size_and_the_last_ones_the_networks_own(recipe: Recip
     assert [size_in_epoch(schedule, epoch) for epoch in range(1, 11)] == [32] * 4 + [40] * 3 + [48] * 3
 
 
-@pytest.mark.parametrize("name", ["train.toml", "smoke.toml"])
+def test_the_kind_this_project_began_with_trains_keeps_its_best_epoch_and_stops_on_a_plateau(
+    splits: DataSplits, tmp_path: Path
+) -> None:
+    seed = load_recipe(CONFIGS / "seed.toml")
+    network = dataclasses.replace(seed.network, widths=(8, 8), blocks=(1, 1))
+    schedule = dataclasses.replace(seed.schedule, epochs=20, learning_rate=0.2, patience_epochs=1, stop_epochs=2)
+    weights, history = fit_network(splits, dataclasses.replace(seed, network=network, schedule=schedule), tmp_path)
+    assert len(history) == best_epoch(history) + 2 < 20
+    checkpoint = next(tmp_path.iterdir())
+    with np.load(checkpoint) as kept:
+        kept_best = [kept[f"best_{index}"] for index in range(len(weights))]
+        kept_last = [kept[f"average_{index}"] for index in range(len(weights))]
+    assert all(np.array_equal(one, other) for one, other in zip(weights, kept_best, strict=True))
+    assert not all(np.array_equal(one, other) for one, other in zip(weights, kept_last, strict=True))
+
+
+def test_a_mobile_network_trains_on_small_crops_and_then_on_larger_ones(
+    splits: DataSplits, recipe: Recipe, tmp_path: Path
+) -> None:
+    network = dataclasses.replace(recipe.network, kind="mobile")
+    schedule = dataclasses.replace(recipe.schedule, epochs=2)
+    _, history = fit_network(splits, dataclasses.replace(recipe, network=network, schedule=schedule), tmp_path)
+    assert len(history) == 2
+
+
+def _history(*losses: float) -> list[Epoch]:
+    return [Epoch(number, 1.0, 0.5, loss, 0.5, 1.0) for number, loss in enumerate(losses, start=1)]
+
+
+def test_the_learning_rate_is_halved_each_time_the_loss_has_not_fallen_for_the_patience(recipe: Recipe) -> None:
+    schedule = dataclasses.replace(recipe.schedule, learning_rate=0.8, patience_epochs=2, stop_epochs=3)
+    rates = [rate_on_plateau(schedule, _history(*losses)) for losses in ((), (1,), (1, 1), (1, 2, 2), (1, 2, 2, 0.5))]
+    assert rates == [0.8, 0.8, 0.8, 0.4, 0.4]
+    assert rate_on_plateau(schedule, _history(1, 2, 2, 2, 2)) == 0.2
+    assert not has_stalled(schedule, _history(3, 1, 2, 2))
+    assert has_stalled(schedule, _history(3, 1, 2, 2, 2))
+    assert not has_stalled(dataclasses.replace(schedule, stop_epochs=0), _history(*[1.0] * 50))
+
+
+def test_the_arithmetic_follows_the_machine(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    assert precision_on_processor(cpuinfo) == "float32"
+    cpuinfo.write_text("flags : fpu avx2 avx512_bf16 amx_tile")
+    assert precision_on_processor(cpuinfo) == "mixed_bfloat16"
+    assert [precision_on_gpu(it) for it in ((9, 0), (8, 6), (7, 5), (6, 1), None)] == [
+        *("mixed_bfloat16", "mixed_bfloat16", "mixed_float16", "float32", "float32")
+    ]
+    assert find_machine().device
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_every_mixed_precision_trains_to_weights_in_float32(
+    splits: DataSplits, recipe: Recipe, tmp_path: Path, precision: str
+) -> None:
+    schedule = dataclasses.replace(recipe.schedule, precision=precision, epochs=2, sizes_px=(48,), size_shares=(1.0,))
+    weights, history = fit_network(splits, dataclasses.replace(recipe, schedule=schedule), tmp_path)
+    assert {array.dtype for array in weights} == {np.dtype(np.float32)}
+    assert np.isfinite([epoch.train_loss for epoch in history]).all()
+
+
+def test_a_training_can_start_from_a_models_weights(splits: DataSplits, recipe: Recipe, tmp_path: Path) -> None:
+    learned, history = fit_network(splits, recipe, tmp_path / "first")
+    schedule = dataclasses.replace(recipe.schedule, epochs=1, learning_rate=1e-5, average_decay=0.0)
+    gentle = dataclasses.replace(recipe, schedule=schedule)
+    _, further = fit_network(splits, gentle, tmp_path / "further", start=learned)
+    assert further[0].validation_loss == pytest.approx(history[-1].validation_loss, rel=0.1)
+    with pytest.raises(ConfigError, match="belongs to another recipe"):
+        fit_network(splits, gentle, tmp_path / "further")
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.npz"
+    assert read_checkpoint(path, "any") is None
+    path.write_bytes(b"half a file")
+    with pytest.raises(ConfigError, match="is no checkpoint of a training"):
+        read_checkpoint(path, "any")
+
+
+@pytest.mark.parametrize("name", ["train.toml", "smoke.toml", "seed.toml"])
 def test_the_recipes_that_come_with_it_are_valid(name: str) -> None:
     recipe = load_recipe(CONFIGS / name)
     assert json.loads(json.dumps(dataclasses.asdict(recipe)))["schedule"]["sizes_px"][-1] == 48
@@ -138,7 +219,11 @@ def test_the_recipes_that_come_with_it_are_valid(name: str) -> None:
         ("mirror = 0.5", "mirror = 5", "augmentation.mirror must lie between 0 and 1"),
         ("[8, 16, 32]", "[8]", "network.widths and network.blocks must be equally long"),
         ("[32, 48]", "[48, 32]", "schedule.sizes_px must end with 48"),
-        ('"muon"', '"sgd"', "schedule.optimizer must be 'muon' or 'adamw'"),
+        ('"muon"', '"sgd"', "schedule.optimizer must be one of muon, adamw, adam"),
+        ('"cosine"', '"step"', "schedule.decay must be one of cosine, plateau"),
+        ('"last"', '"first"', "schedule.keep must be one of last, best"),
+        ('"residual"', '"transformer"', "network.kind must be one of mobile, residual, sequential"),
+        ('"scratch"', '"face_network"', "network.start must be 'scratch', or 'face_network' for a mobile network"),
         ("= 1e-2", "= ", "not valid TOML"),
     ],
 )

@@ -8,10 +8,9 @@ import hashlib
 import json
 import logging
 import math
-import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,39 +19,49 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ferflow.emotions import EMOTIONS
-from ferflow.errors import ConfigError
-from models.emotion_classifier import ModelDescription, save_model
+from models.emotion_classifier import EmotionModel, ModelDescription, save_model
 from models.emotion_cnn import CROP_SIZE_PX, build_emotion_cnn
+from models.face_network import start_from_face_network
 from training.augment import augment_batch
+from training.checkpoint import Checkpoint, Epoch, read_checkpoint, write_checkpoint
 from training.dataset import DataSplits, Leaks, load_splits, soft_targets
+from training.evaluation import evaluate
+from training.figures import draw_figures
+from training.machine import find_machine
 from training.metrics import calibrate, fit_calibration, measure
-from training.recipe import DEFAULT_RECIPE, Recipe, Schedule, load_recipe
+from training.recipe import DEFAULT_RECIPE, Network, Recipe, Schedule, load_recipe
 
 if TYPE_CHECKING:
     import keras
 
 _log = logging.getLogger(__name__)
 
+CHECKPOINT_FILE = "checkpoint.npz"
+"""In the folder of a run."""
+
+FIGURES = "figures"
+"""In the folder of a run too, and not in the model's: one of the pictures shows images of the data."""
+
 _PREDICT_BATCH = 256
 _BATCHES_AHEAD = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Epoch:
-    """What one epoch left behind."""
+class Step:
+    """Where a training is."""
 
-    number: int
-    """Starts at 1."""
-    train_loss: float
-    """Mean cross-entropy with the soft targets of the augmented images."""
-    train_accuracy: float
-    """Share of augmented images whose answer is the target's top class."""
-    validation_loss: float
-    """Log loss of the averaged weights on the validation labels."""
-    validation_accuracy: float
-    """Accuracy of the averaged weights on the validation labels."""
-    seconds: float
-    """Wall time."""
+    epoch: int
+    """The epoch that is running, from 1."""
+    epochs: int
+    """How many there will be."""
+    done: int
+    """Images of this epoch that were learned from."""
+    images: int
+    """Images of an epoch."""
+    loss: float
+    """Mean over those done."""
+    accuracy: float
+    """Mean over those done, 0 to 1."""
 
 
 def train(
@@ -62,6 +71,7 @@ def train(
     *,
     labels_csv: Path | None = None,
     leaks: Leaks = "refuse",
+    on_step: Callable[[Step], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Path:
     """Train an emotion model, or go on with an interrupted training.
@@ -69,13 +79,15 @@ def train(
     Args:
         data: labelled images, see `training.dataset.load_splits`.
         config: the recipe's file; None for configs/train.toml.
-        out_dir: where the checkpoint and then the model directory go; the same call goes on from the checkpoint.
+        out_dir: where the checkpoint and then the model directory and the pictures go; the same call goes on from the
+            checkpoint.
         labels_csv: table of crowd votes, if not in or beside `data`.
         leaks: what to do about training images that are also held out.
+        on_step: called after each step.
         on_epoch: called after each epoch.
 
     Returns:
-        The finished model directory, `out_dir / version`.
+        The finished model directory, `out_dir / version`; pictures of the training are in `out_dir / FIGURES`.
 
     Raises:
         DataError: the data cannot be trained on.
@@ -85,14 +97,41 @@ def train(
     splits = load_splits(data, size_px=CROP_SIZE_PX, labels_csv=labels_csv, leaks=leaks)
     for line in splits.report.in_words():
         _log.info("%s", line)
-    weights, history = fit_network(splits, recipe, out_dir, on_epoch=on_epoch)
+    weights, history = fit_network(splits, recipe, out_dir, on_step=on_step, on_epoch=on_epoch)
+    directory = finish_model(splits, recipe, weights, history, out_dir)
+    scores = EmotionModel(directory).classify(splits.test.images_gray)
+    draw_figures([dataclasses.asdict(epoch) for epoch in history], scores, splits, out_dir / FIGURES)
+    return directory
 
-    uncalibrated = build_emotion_cnn(**dataclasses.asdict(recipe.network))
+
+def finish_model(
+    splits: DataSplits,
+    recipe: Recipe,
+    weights: Sequence[np.ndarray],
+    history: Sequence[Epoch],
+    out_dir: Path,
+    *,
+    origin: Mapping[str, Any] | None = None,
+) -> Path:
+    """Calibrate a fitted network on the validation images, measure it and save it.
+
+    Args:
+        splits: what it was fitted to and is measured on.
+        recipe: how it was fitted.
+        weights: what `fit_network` gave.
+        history: what `fit_network` gave.
+        out_dir: where the model directory goes.
+        origin: what else model.json should say of the data, as JSON can hold it.
+
+    Returns:
+        The model directory, `out_dir / version`.
+    """
+    uncalibrated = build_network(recipe.network)
     uncalibrated.set_weights(weights)
     calibration = fit_calibration(_predict(uncalibrated, splits.validation.images_gray), splits.validation.labels)
     # softmax(logits / temperature + bias) with the bias moved into the last layer's own.
     shift = np.float32(calibration.temperature) * np.asarray(calibration.class_biases, np.float32)
-    network = build_emotion_cnn(**dataclasses.asdict(recipe.network), temperature=calibration.temperature)
+    network = build_network(recipe.network, temperature=calibration.temperature)
     network.set_weights([*weights[:-1], weights[-1] + shift])
     description = ModelDescription(
         name=recipe.name,
@@ -102,41 +141,13 @@ def train(
         framing=recipe.framing,
         commit=_commit(),
         recipe=dataclasses.asdict(recipe),
-        data=describe_splits(splits),
+        data=describe_splits(splits) | dict(origin or {}),
         metrics=evaluate(lambda images_gray: calibrate(_predict(uncalibrated, images_gray), calibration), splits),
         history=[dataclasses.asdict(epoch) for epoch in history],
     )
     directory = save_model(out_dir, network, description=description)
     _log.info("%s: accuracy %.2f %% on the test images", directory, 100 * description.metrics["test"]["accuracy"])
     return directory
-
-
-def evaluate(classify: Callable[[np.ndarray], np.ndarray], splits: DataSplits) -> dict[str, dict[str, Any]]:
-    """Measure a classifier on the images held out.
-
-    Args:
-        classify: uint8 (n, 48, 48) -> float (n, 7): an `EmotionModel`'s method or anybody else's.
-        splits: the data.
-
-    Returns:
-        For `validation`, for `test`, for `test_unseen` (without photos that are also among the training images as
-        delivered) and for `test_mirrored` (each image's scores averaged with its mirror image's) the fields of
-        `Metrics` as JSON can hold them, the recall by name.
-    """
-    test, unseen = splits.test, ~splits.test.seen_in_training
-    test_scores = classify(test.images_gray)
-    mirrored_scores = classify(np.ascontiguousarray(test.images_gray[:, :, ::-1]))
-    measured = {
-        "validation": measure(classify(splits.validation.images_gray), splits.validation.labels),
-        "test": measure(test_scores, test.labels),
-        "test_mirrored": measure((test_scores + mirrored_scores) / 2, test.labels),
-    }
-    if unseen.any():
-        measured["test_unseen"] = measure(test_scores[unseen], test.labels[unseen])
-    return {
-        split: dataclasses.asdict(metrics) | {"recall": dict(zip(EMOTIONS, metrics.recall, strict=True))}
-        for split, metrics in measured.items()
-    }
 
 
 def describe_splits(splits: DataSplits) -> dict[str, Any]:
@@ -161,6 +172,8 @@ def fit_network(
     recipe: Recipe,
     run_dir: Path,
     *,
+    start: Sequence[np.ndarray] | None = None,
+    on_step: Callable[[Step], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> tuple[list[np.ndarray], list[Epoch]]:
     """Fit the network, or go on where an interrupted call with the same recipe and data stopped.
@@ -172,56 +185,82 @@ def fit_network(
         splits: what to fit to and what to watch.
         recipe: how.
         run_dir: where the checkpoint lies; made if missing.
+        start: weights to start from, in the order of the model's `get_weights`; None for what the recipe says.
+        on_step: called after each step.
         on_epoch: called after each epoch, once its checkpoint is safe.
 
     Returns:
-        The averaged weights in the order of the model's `get_weights`, and what each epoch left.
+        The averaged weights in the order of the model's `get_weights`, of the last epoch or, if the recipe says so, of
+        the best, and what each epoch left.
 
     Raises:
-        ConfigError: run_dir holds the checkpoint of another recipe or of other data.
+        ConfigError: run_dir holds the checkpoint of another recipe, of other data or of another start.
+        ModelError: the face network that the recipe starts from cannot be had.
     """
     import keras
 
     schedule = recipe.schedule
     keras.utils.set_random_seed(schedule.seed)
-    network = build_emotion_cnn(
-        **dataclasses.asdict(recipe.network), precision=_precision(schedule.precision), size_px=None
-    )
-    steps = math.ceil(len(splits.train) / schedule.batch_size)
-    optimizer = _make_optimizer(schedule, steps)
+    machine = find_machine()
+    precision = machine.precision if schedule.precision == "auto" else schedule.precision
+    _log.info("training on %s in %s", machine.device, precision)
+    network = build_network(recipe.network, precision=precision, size_px=None)
+    optimizer = _make_optimizer(schedule, math.ceil(len(splits.train) / schedule.batch_size), precision)
     network.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
     optimizer.build(network.trainable_variables)
-    average = network.get_weights()
-    history: list[Epoch] = []
 
     run_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint = run_dir / "checkpoint.npz"
-    fingerprint = _fingerprint(splits, recipe)
-    if checkpoint.exists():
-        average, history = _restore(checkpoint, fingerprint, network, optimizer)
+    checkpoint_path = run_dir / CHECKPOINT_FILE
+    fingerprint = _fingerprint(splits, recipe, start)
+    checkpoint = read_checkpoint(checkpoint_path, fingerprint)
+    if checkpoint is None:
+        if start is not None:
+            network.set_weights(start)
+        elif recipe.network.start == "face_network":
+            start_from_face_network(network)
+        average, best, history = network.get_weights(), network.get_weights(), []
+    else:
+        network.set_weights(checkpoint.weights)
+        for variable, value in zip(optimizer.variables, checkpoint.optimizer, strict=True):
+            variable.assign(value)
+        average, best, history = checkpoint.average, checkpoint.best, list(checkpoint.history)
         _log.info("going on after epoch %d of %d", len(history), schedule.epochs)
 
     targets = soft_targets(splits.train, **dataclasses.asdict(recipe.targets))
-    for number in range(len(history) + 1, schedule.epochs + 1):
-        started = time.monotonic()
-        loss = right = 0.0
+    while len(history) < schedule.epochs and not has_stalled(schedule, history):
+        number, started = len(history) + 1, time.monotonic()
+        if schedule.decay == "plateau":
+            optimizer.learning_rate = rate_on_plateau(schedule, history)
+        if number > 1 and size_in_epoch(schedule, number) != size_in_epoch(schedule, number - 1):
+            # Traced anew: for a size left open TensorFlow would know none, and enlarging a face needs one.
+            network.make_train_function(force=True)
+        done, loss, right = 0, 0.0, 0.0
         for faces, answers in _batches(splits, targets, recipe, number):
             # Keras gives the means of this one batch.
             step = network.train_on_batch(faces, answers, return_dict=True)
+            done += len(faces)
             loss += step["loss"] * len(faces)
             right += step["accuracy"] * len(faces)
             _blend(average, network.get_weights(), schedule.average_decay, int(optimizer.iterations))
+            if on_step is not None:
+                on_step(Step(number, schedule.epochs, done, len(splits.train), loss / done, right / done))
         measured = measure(_predict_with(network, average, splits.validation.images_gray), splits.validation.labels)
         epoch = Epoch(
             number=number,
-            train_loss=loss / len(splits.train),
-            train_accuracy=right / len(splits.train),
+            train_loss=loss / done,
+            train_accuracy=right / done,
             validation_loss=measured.log_loss,
             validation_accuracy=measured.accuracy,
             seconds=time.monotonic() - started,
         )
         history.append(epoch)
-        _keep(checkpoint, fingerprint, network, optimizer, average, history)
+        if best_epoch(history) == number:
+            best = [array.copy() for array in average]
+        variables = [np.array(variable) for variable in optimizer.variables]
+        write_checkpoint(
+            checkpoint_path,
+            Checkpoint(fingerprint, tuple(history), network.get_weights(), average, best, variables),
+        )
         left = (schedule.epochs - number) * epoch.seconds / 60
         _log.info(
             "epoch %d/%d: loss %.3f, accuracy %.1f %%; validation loss %.3f, accuracy %.1f %%; %.0f s, %.0f min left",
@@ -230,44 +269,69 @@ def fit_network(
         )
         if on_epoch is not None:
             on_epoch(epoch)
-    return average, history
+    return best if schedule.keep == "best" else average, history
 
 
-def _precision(wanted: str) -> str:
-    """Resolve `auto`: bfloat16 doubles the speed where the processor computes in it and halves it where it does not."""
-    if wanted != "auto":
-        return wanted
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "float32"
-    return "mixed_bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+def best_epoch(history: Sequence[Epoch]) -> int:
+    """Number of the epoch of least validation loss; 0 before the first."""
+    return min(history, key=lambda epoch: epoch.validation_loss).number if history else 0
 
 
-def _make_optimizer(schedule: Schedule, steps: int) -> keras.optimizers.Optimizer:
+def has_stalled(schedule: Schedule, history: Sequence[Epoch]) -> bool:
+    """Whether the validation loss has not fallen for `stop_epochs` epochs."""
+    return 0 < schedule.stop_epochs <= len(history) - best_epoch(history)
+
+
+def rate_on_plateau(schedule: Schedule, history: Sequence[Epoch]) -> float:
+    """The learning rate after these epochs: halved whenever the validation loss did not fall for `patience_epochs`."""
+    rate, least, waited = schedule.learning_rate, math.inf, 0
+    for epoch in history:
+        waited += 1
+        if epoch.validation_loss < least:
+            least, waited = epoch.validation_loss, 0
+        elif waited == schedule.patience_epochs:
+            rate, waited = rate / 2, 0
+    return rate
+
+
+def build_network(shape: Network, **options: Any) -> keras.Model:
+    """Build a recipe's network, its weights fresh; `options` as `build_emotion_cnn` takes them."""
+    return build_emotion_cnn(
+        kind=shape.kind, widths=shape.widths, blocks=shape.blocks, dropout=shape.dropout, **options
+    )
+
+
+def _make_optimizer(schedule: Schedule, steps: int, precision: str) -> keras.optimizers.Optimizer:
     import keras
 
     from training.muon import make_muon
 
     warmup = round(schedule.warmup_epochs * steps)
-    rate = (
-        keras.optimizers.schedules.CosineDecay(
-            0.0,
-            max(schedule.epochs * steps - warmup, 1),
-            warmup_target=schedule.learning_rate,
-            warmup_steps=warmup,
+    rate: Any = schedule.learning_rate
+    if schedule.decay == "cosine":
+        rate = (
+            keras.optimizers.schedules.CosineDecay(
+                0.0,
+                max(schedule.epochs * steps - warmup, 1),
+                warmup_target=schedule.learning_rate,
+                warmup_steps=warmup,
+            )
+            if warmup
+            else keras.optimizers.schedules.CosineDecay(schedule.learning_rate, schedule.epochs * steps)
         )
-        if warmup
-        else keras.optimizers.schedules.CosineDecay(schedule.learning_rate, schedule.epochs * steps)
-    )
     optimizer: keras.optimizers.Optimizer
-    if schedule.optimizer == "muon":
-        optimizer = make_muon(rate, weight_decay=schedule.weight_decay)
-    else:
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=schedule.weight_decay)
-    # Shrinking a bias or a norm's scale only shifts what it does; decay is for kernels.
-    optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
-    return optimizer
+    match schedule.optimizer:
+        case "muon":
+            optimizer = make_muon(rate, weight_decay=schedule.weight_decay, precision=precision)
+        case "adamw":
+            optimizer = keras.optimizers.AdamW(rate, weight_decay=schedule.weight_decay)
+        case _:
+            optimizer = keras.optimizers.Adam(rate)
+    if schedule.optimizer != "adam":
+        # Shrinking a bias or a norm's scale only shifts what it does; decay is for kernels.
+        optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
+    # float16 has no room for small gradients.
+    return keras.optimizers.LossScaleOptimizer(optimizer) if precision == "mixed_float16" else optimizer
 
 
 def _batches(
@@ -325,45 +389,11 @@ def _predict(network: keras.Model, images_gray: np.ndarray) -> np.ndarray:
     return np.concatenate([network.predict_on_batch(batch[..., np.newaxis]) for batch in batches])
 
 
-def _fingerprint(splits: DataSplits, recipe: Recipe) -> str:
+def _fingerprint(splits: DataSplits, recipe: Recipe, start: Sequence[np.ndarray] | None) -> str:
     """Name what the weights depend on; a model's name and framing may still change after a training."""
     parts = (recipe.network, recipe.targets, recipe.schedule, recipe.augmentation)
-    return hashlib.sha256(
-        (json.dumps([dataclasses.asdict(part) for part in parts]) + splits.sha256).encode()
-    ).hexdigest()
-
-
-def _keep(
-    checkpoint: Path,
-    fingerprint: str,
-    network: keras.Model,
-    optimizer: keras.optimizers.Optimizer,
-    average: list[np.ndarray],
-    history: list[Epoch],
-) -> None:
-    arrays: dict[str, Any] = {"fingerprint": fingerprint}
-    arrays["history"] = json.dumps([dataclasses.asdict(epoch) for epoch in history])
-    arrays |= {f"weights_{index}": array for index, array in enumerate(network.get_weights())}
-    arrays |= {f"average_{index}": array for index, array in enumerate(average)}
-    arrays |= {f"optimizer_{index}": np.array(variable) for index, variable in enumerate(optimizer.variables)}
-    part = checkpoint.with_suffix(".part")
-    with part.open("wb") as file:
-        np.savez(file, **arrays)
-    os.replace(part, checkpoint)
-
-
-def _restore(
-    checkpoint: Path, fingerprint: str, network: keras.Model, optimizer: keras.optimizers.Optimizer
-) -> tuple[list[np.ndarray], list[Epoch]]:
-    with np.load(checkpoint, allow_pickle=False) as kept:
-        if str(kept["fingerprint"]) != fingerprint:
-            raise ConfigError(
-                f"{checkpoint}: it belongs to another recipe or other data. Choose another --out, or remove it to "
-                "start afresh."
-            )
-        count = len(network.get_weights())
-        network.set_weights([kept[f"weights_{index}"] for index in range(count)])
-        for index, variable in enumerate(optimizer.variables):
-            variable.assign(kept[f"optimizer_{index}"])
-        history = [Epoch(**epoch) for epoch in json.loads(str(kept["history"]))]
-        return [kept[f"average_{index}"] for index in range(count)], history
+    digest = hashlib.sha256(json.dumps([dataclasses.asdict(part) for part in parts]).encode())
+    digest.update(splits.sha256.encode())
+    for array in start or ():
+        digest.update(array.tobytes())
+    return digest.hexdigest()

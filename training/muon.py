@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def make_muon(
-    learning_rate: keras.optimizers.schedules.LearningRateSchedule, *, weight_decay: float
+    learning_rate: keras.optimizers.schedules.LearningRateSchedule | float, *, weight_decay: float, precision: str
 ) -> keras.optimizers.Optimizer:
     """Build an optimizer that steps convolutions by Muon and everything else by AdamW.
 
@@ -22,15 +22,16 @@ def make_muon(
     from keras import ops
 
     class ConvolutionalMuon(keras.optimizers.Muon):  # type: ignore[misc]
-        """Muon over the kernels of convolutions with more than one input channel."""
+        """Muon over the kernels of convolutions that mix channels."""
 
         def _should_use_adamw(self, variable: keras.Variable) -> bool:
-            return not (len(variable.shape) == 4 and variable.shape[2] > 1)
+            return not (len(variable.shape) == 4 and min(variable.shape[2:]) > 1)
 
         def zeropower_via_newtonschulz5(self, x: object, steps: int) -> object:
             shape = x.shape  # type: ignore[attr-defined]
-            # The iteration is known to bear bfloat16, which halves its cost.
-            matrix = ops.cast(ops.reshape(x, (-1, shape[-1])), "bfloat16")
+            # The iteration is known to bear bfloat16, which halves its cost where the machine computes in it.
+            number = "bfloat16" if precision == "mixed_bfloat16" else "float32"
+            matrix = ops.cast(ops.reshape(x, (-1, shape[-1])), number)
             matrix = super().zeropower_via_newtonschulz5(matrix, steps)
             return ops.cast(ops.reshape(matrix, shape), "float32")
 

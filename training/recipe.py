@@ -11,16 +11,26 @@ from typing import Any, get_type_hints
 
 from ferflow.errors import ConfigError
 from ferflow.faces import Framing
+from models.emotion_cnn import BODIES
 from training.augment import Augmentation
 
 DEFAULT_RECIPE = Path(__file__).parents[1] / "configs" / "train.toml"
 """How the committed model was trained."""
 
+_OPTIMIZERS = ("muon", "adamw", "adam")
+_DECAYS = ("cosine", "plateau")
+_KEEPS = ("last", "best")
+_PRECISIONS = ("auto", "mixed_bfloat16", "mixed_float16", "float32")
+
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Shape of the network; see `models.emotion_cnn.build_emotion_cnn`."""
+    """Shape of the network, see `models.emotion_cnn.build_emotion_cnn`, and what it starts from."""
 
+    kind: str
+    """`mobile`, `residual` or `sequential`."""
+    start: str
+    """`scratch`, or `face_network`: the weights of a network that tells faces apart (`mobile` only)."""
     widths: tuple[int, ...]
     """Channels at full resolution and after each halving."""
     blocks: tuple[int, ...]
@@ -50,13 +60,21 @@ class Schedule:
     batch_size: int
     """Images a step."""
     optimizer: str
-    """`muon` (convolutions by Muon, the rest by AdamW) or `adamw`."""
+    """`muon` (convolutions by Muon, the rest by AdamW), `adamw` or `adam`."""
     learning_rate: float
-    """Peak; reached after the warm-up, then a cosine down to zero."""
+    """The highest; with a cosine it is reached after the warm-up."""
+    decay: str
+    """`cosine` down to zero at the end, or `plateau`: halved when the validation loss has stopped falling."""
+    patience_epochs: int
+    """How long `plateau` waits for the validation loss to fall."""
+    stop_epochs: int
+    """Stop when the validation loss has not fallen for so many epochs; 0 goes on to the end."""
+    keep: str
+    """Whose weights are kept: the `last` epoch's, or those of the `best`, the one of least validation loss."""
     warmup_epochs: float
     """Epochs of linear rise to the peak."""
     weight_decay: float
-    """Pull of the weights to zero, times the learning rate, a step."""
+    """Pull of the weights to zero, times the learning rate, a step; not with `adam`."""
     average_decay: float
     """The weights used are an average over the last steps; what each step keeps of it. 0 uses the last step's."""
     sizes_px: tuple[int, ...]
@@ -64,7 +82,7 @@ class Schedule:
     size_shares: tuple[float, ...]
     """Share of the epochs at each of these sides; together 1."""
     precision: str
-    """`auto` (mixed_bfloat16 where the processor has it), `mixed_bfloat16` or `float32`."""
+    """`auto` (what the machine does fastest), `mixed_bfloat16`, `mixed_float16` or `float32`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +114,15 @@ def load_recipe(path: Path) -> Recipe:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: it is not valid TOML: {error}.") from error
+    return parse_recipe(table, path)
+
+
+def parse_recipe(table: dict[str, Any], path: Path) -> Recipe:
+    """Read a recipe that stands in a table, as `load_recipe` does; `path` is the file that it is from.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value has no meaning.
+    """
     recipe: Recipe = _read(Recipe, table, path, "")
     _check(recipe, path)
     return recipe
@@ -147,15 +174,21 @@ def _check(recipe: Recipe, path: Path) -> None:
     }
     demands = [(f"{key} must lie between 0 and 1", 0 <= value <= 1) for key, value in shares.items()]
     demands += [
+        (f"network.kind must be one of {', '.join(BODIES)}", network.kind in BODIES),
+        (
+            "network.start must be 'scratch', or 'face_network' for a mobile network",
+            network.start == "scratch" or (network.start == "face_network" and network.kind == "mobile"),
+        ),
         ("name must be letters, digits, '-' and '_'", recipe.name.replace("-", "").replace("_", "").isalnum()),
         ("network.widths and network.blocks must be equally long", len(network.widths) == len(network.blocks) > 0),
         ("schedule.epochs and schedule.batch_size must be at least 1", min(schedule.epochs, schedule.batch_size) >= 1),
         ("schedule.learning_rate must be above 0", schedule.learning_rate > 0),
-        ("schedule.optimizer must be 'muon' or 'adamw'", schedule.optimizer in ("muon", "adamw")),
-        (
-            "schedule.precision must be 'auto', 'mixed_bfloat16' or 'float32'",
-            schedule.precision in ("auto", "mixed_bfloat16", "float32"),
-        ),
+        (f"schedule.optimizer must be one of {', '.join(_OPTIMIZERS)}", schedule.optimizer in _OPTIMIZERS),
+        (f"schedule.decay must be one of {', '.join(_DECAYS)}", schedule.decay in _DECAYS),
+        (f"schedule.keep must be one of {', '.join(_KEEPS)}", schedule.keep in _KEEPS),
+        ("schedule.patience_epochs must be at least 1", schedule.patience_epochs >= 1),
+        ("schedule.stop_epochs must not be below 0", schedule.stop_epochs >= 0),
+        (f"schedule.precision must be one of {', '.join(_PRECISIONS)}", schedule.precision in _PRECISIONS),
         (
             "schedule.size_shares must be as many as schedule.sizes_px and add up to 1",
             len(schedule.size_shares) == len(schedule.sizes_px) and abs(sum(schedule.size_shares) - 1) < 1e-6,

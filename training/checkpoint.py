@@ -1,0 +1,87 @@
+"""a training between two epochs <-> one file: all that going on needs, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ferflow.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What one epoch left behind."""
+
+    number: int
+    """Starts at 1."""
+    train_loss: float
+    """Mean loss on the augmented images: cross-entropy with the soft targets, and what the network's layers add."""
+    train_accuracy: float
+    """Share of augmented images whose answer is the target's top class."""
+    validation_loss: float
+    """Log loss of the averaged weights on the validation labels."""
+    validation_accuracy: float
+    """Accuracy of the averaged weights on the validation labels."""
+    seconds: float
+    """Wall time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A training after an epoch."""
+
+    fingerprint: str
+    """Names the recipe, the data and the start that the training depends on."""
+    history: tuple[Epoch, ...]
+    """The epochs so far."""
+    weights: list[np.ndarray]
+    """The network's, as the next step finds them, in the order of `get_weights`."""
+    average: list[np.ndarray]
+    """The running average of these."""
+    best: list[np.ndarray]
+    """The average as it was after the epoch of least validation loss."""
+    optimizer: list[np.ndarray]
+    """The optimizer's variables."""
+
+
+_GROUPS = ("weights", "average", "best", "optimizer")
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Replace the file; a process killed meanwhile leaves the one before."""
+    arrays = {f"{group}_{index}": array for group in _GROUPS for index, array in enumerate(getattr(checkpoint, group))}
+    history = json.dumps([dataclasses.asdict(epoch) for epoch in checkpoint.history])
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.savez(file, fingerprint=np.array(checkpoint.fingerprint), history=np.array(history), **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint | None:
+    """Read the file, or None where there is none.
+
+    Raises:
+        ConfigError: it belongs to another recipe, to other data or to another start, or is no checkpoint.
+    """
+    remedy = "Choose another --out, or remove it to start afresh."
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["fingerprint"]) != fingerprint:
+                raise ConfigError(f"{path}: it belongs to another recipe or other data. {remedy}")
+            groups = {
+                group: [kept[f"{group}_{index}"] for index in range(sum(name.startswith(group) for name in kept.files))]
+                for group in _GROUPS
+            }
+            history = tuple(Epoch(**epoch) for epoch in json.loads(str(kept["history"])))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: it is no checkpoint of a training ({error}). {remedy}") from error
+    return Checkpoint(fingerprint=fingerprint, history=history, **groups)

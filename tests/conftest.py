@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from prefect_server import on_server, server  # noqa: F401
 
 _TICKS_PER_SECOND = 90_000
 _SAMPLES_PER_SECOND = 48_000

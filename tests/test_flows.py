@@ -1,17 +1,11 @@
 """The flow on a real Prefect server, which the tests start; real videos, the real model."""
 
-import contextlib
 import errno
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -21,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect_server import Server, end, eventually
 
 from ferflow import stages
 from ferflow.config import Settings
@@ -30,92 +25,7 @@ from flows.analyze_videos import analyze_on_server, analyze_videos
 from flows.in_process import analyze_in_process
 
 ROOT = Path(__file__).parents[1]
-PATIENCE_SECONDS = 180
-# What takes seconds on a free machine takes minutes on a busy one.
-
 STAGES = ("analyze", "annotate", "summarize")
-
-
-def eventually(look: Callable[[], Any], what: str) -> Any:
-    """Ask until the answer is one; events and logs reach a server some time after they happened."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        if answer := look():
-            return answer
-        time.sleep(0.3)
-    pytest.fail(f"waited {PATIENCE_SECONDS} s for {what}")
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A running Prefect server."""
-
-    url: str
-    environment: dict[str, str]
-
-    def ask(self, path: str, **question: Any) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}/{path}", json.dumps(question).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return json.load(response)
-
-    def task_runs(self, flow_run_id: str) -> dict[str, Any]:
-        runs = self.ask("task_runs/filter", flow_runs={"id": {"any_": [flow_run_id]}})
-        return {run["name"]: run for run in runs}
-
-    def last_run(self) -> Any:
-        return self.ask("flow_runs/filter", sort="START_TIME_DESC", limit=1)[0]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Server]:
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
-
-    home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/api"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
-        "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-    }
-    quick = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_UI_ENABLED": "false"}
-    with (home / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=environment | quick,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-
-        def is_up() -> bool:
-            assert process.poll() is None, (home / "server.log").read_text()
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-                return answer.status == 200
-            return False
-
-        eventually(is_up, "the Prefect server")
-        yield Server(url, environment | {"PREFECT_API_URL": url})
-    finally:
-        # What this process still has to tell the server, it would complain about afterwards.
-        EventsWorker.drain_all(timeout=30)
-        APILogWorker.drain_all(timeout=30)
-        end(process)
-
-
-@pytest.fixture
-def on_server(server: Server) -> Iterator[Server]:
-    """Flows that this process runs are on the server."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
-
-    with temporary_settings({PREFECT_API_URL: server.url, PREFECT_HOME: server.environment["PREFECT_HOME"]}):
-        yield server
 
 
 @dataclass(frozen=True, slots=True)
@@ -461,13 +371,3 @@ def run_command(*arguments: str | Path, **environment: str) -> subprocess.Comple
 
 def without_server() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Stop a process that was started here as the first of its session, and all that it started."""
-    process.send_signal(signal.SIGINT)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(30)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

@@ -27,7 +27,7 @@ class RetrainSettings(BaseModel):
     learning_rate: float = Field(5e-4, gt=0)
     """The highest; a quarter of what the model was trained with."""
     batch_size: int = Field(64, ge=1)
-    """Images a step."""
+    """Images in each step."""
     old_margin_points: float = Field(1.0, gt=0, le=100)
     """The candidate may lose so many points of accuracy on the frozen test, and must have lost less for certain."""
     significance: float = Field(0.05, gt=0, lt=0.5)

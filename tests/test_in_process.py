@@ -18,6 +18,7 @@ from ferflow.storage import Results
 from flows.each_video import Stages, process_each
 from flows.in_process import analyze_in_process
 from models.store import ModelStore
+from models.warm import version_in_use, warm_classifier
 
 
 class Heard:
@@ -151,14 +152,15 @@ def test_a_promotion_is_picked_up_at_the_next_video(inbox, store, two_models, tm
     assert set.union(*versions_of_rows(results).values()) == {old}
 
 
-def test_a_model_that_was_replaced_in_its_folder_is_loaded_anew(inbox, two_models, tmp_path):
+def test_a_model_that_was_replaced_in_its_folder_is_loaded_anew(two_models, tmp_path):
+    first, second = (model.name for model in two_models)
     folder = Path(shutil.copytree(two_models[0], tmp_path / "mine"))
-    results = open_results(tmp_path / "results")
-    analyze(inbox, results, annotate=False, model=str(folder), workers=1)
+    classifier = warm_classifier(str(folder))
+    assert warm_classifier(str(folder)) is classifier
+    assert classifier.version == version_in_use(str(folder)) == first
     shutil.rmtree(folder)
     shutil.copytree(two_models[1], folder)
-    analyze(inbox, results, annotate=False, model=str(folder), workers=1)
-    assert set.union(*versions_of_rows(results).values()) == {two_models[1].name}
+    assert warm_classifier(str(folder)).version == version_in_use(str(folder)) == second
 
 
 def test_a_promoted_model_that_was_damaged_stops_the_run_before_it_begins(inbox, store, two_models, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +39,8 @@ SOUND_RATE = 48_000
 _RESTARTED_CLOCK_FORMATS = frozenset({"mpeg", "mpegts"})
 # Formats whose clock starts anywhere (a broadcast's may say 26 hours): players show their first moment as 0.
 _GUESSED_DURATION_FORMATS = frozenset({"mpeg", "mpegvideo", "h264", "hevc", "m4v"})
-# Formats that do not say how long they are: FFmpeg guesses it from the bit rate.
+# Formats that do not say how long they are: FFmpeg guesses it from the bit rate. Their times, at best one for many
+# pictures, are guessed too, and after a seek otherwise than from the beginning on.
 _COPIED_AUDIO_CODECS = frozenset({"aac", "mp3"})
 # Sound that every browser plays inside MP4; any other is converted to AAC.
 _FINEST_TIME_BASE = Fraction(1, 1_000_000)
@@ -48,6 +49,11 @@ _HEARD_GAP_SECONDS = 0.1
 # Containers round the times of sound; encoders want them without steps.
 _USUAL_STEP = Fraction(1, 25)
 # Seconds a frame is shown where neither the file nor its neighbours say.
+_DECODED_THROUGH_SECONDS = 5
+# To a frame as near as this, decoding on is cheaper than seeking: x264 sets a key frame every 250 frames, 10 seconds,
+# so that a seek decodes 5 of them on the way.
+_SEEK_EARLIER_SECONDS = (0, 1, 15)
+# An index may lead to a key frame that is shown after the frame looked for; then an earlier one is tried.
 
 
 class VideoReader:
@@ -144,6 +150,57 @@ class VideoReader:
         if given is not None:
             yield self._frame(*given, until=self._end, size_wh=size_wh)
 
+    def images_at(self, pts_seconds: Mapping[int, float]) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode the frames that seeking leads to, as `read_images_at` does all."""
+        if self._container.format.name in _GUESSED_DURATION_FORMATS:
+            return
+        half_a_tick = self.time_base / 2
+        ahead: Iterator[tuple[Fraction, VideoFrame]] = iter(())
+        met: tuple[Fraction, VideoFrame] | None = None
+        for index, seconds in sorted(pts_seconds.items(), key=lambda place: place[1]):
+            pts = Fraction(seconds)
+            if met is None or not -half_a_tick <= pts - met[0] <= _DECODED_THROUGH_SECONDS:
+                ahead = self._from_key_frame(latest=pts + half_a_tick)
+                met = next(ahead, None)
+            while met is not None and met[0] < pts - half_a_tick:
+                met = next(ahead, None)
+            if met is not None and met[0] <= pts + half_a_tick:
+                yield index, self._image(met[1])
+
+    def images_of(self, indices: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode everything up to the last of some frames, and give these; of a fresh reader only, as `frames` is."""
+        missing = set(indices)
+        for index, (_, picture) in enumerate(self._timed()):
+            if index in missing:
+                yield index, self._image(picture)
+                missing.remove(index)
+            if not missing:
+                return
+
+    def _from_key_frame(self, *, latest: Fraction) -> Iterator[tuple[Fraction, VideoFrame]]:
+        """Pictures and their times, from a key frame on that is shown by then; none if no seek leads to one."""
+        for earlier in _SEEK_EARLIER_SECONDS:
+            try:
+                self._container.seek((latest - earlier + self._start) // self.time_base, stream=self._stream)
+            except av.error.FFmpegError:
+                continue
+            pictures = self._whole_pictures()
+            first = next(pictures, None)
+            if first is not None and first[0] <= latest:
+                yield first
+                yield from pictures
+                return
+
+    def _whole_pictures(self) -> Iterator[tuple[Fraction, VideoFrame]]:
+        """What is decoded after a seek, without the pictures that build on some from before it."""
+        is_whole = False
+        for picture in self._decode():
+            is_whole = is_whole or bool(picture.key_frame)
+            if picture.pts is None:
+                return
+            if is_whole:
+                yield picture.pts * self.time_base - self._start, picture
+
     def _decode(self) -> Iterator[VideoFrame]:
         """Every picture that can be had, damaged packets and a torn end passed over."""
         packets = self._container.demux(self._stream)
@@ -196,6 +253,10 @@ class VideoReader:
     def _frame(
         self, index: int, pts: Fraction, picture: VideoFrame, *, until: Fraction, size_wh: tuple[int, int] | None
     ) -> Frame:
+        image_rgb = self._image(picture, size_wh=size_wh)
+        return Frame(index=index, pts=pts, duration=until - pts, image_rgb=image_rgb)
+
+    def _image(self, picture: VideoFrame, *, size_wh: tuple[int, int] | None = None) -> np.ndarray:
         width, height = size_wh or (self.width, self.height)
         quarter_turns = picture.rotation // 90 % 4
         if quarter_turns % 2:
@@ -208,8 +269,7 @@ class VideoReader:
             threads=1,
         )
         # PyAV gives a view of padded lines for some widths, which MediaPipe reads as a picture without faces.
-        image = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), quarter_turns))
-        return Frame(index=index, pts=pts, duration=until - pts, image_rgb=image)
+        return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), quarter_turns))
 
     def _container_end(self) -> Fraction | None:
         """When the longest of all streams ends, as the file itself states; None if it does not."""
@@ -237,6 +297,32 @@ class VideoReader:
         if self._damaged_packets:
             return f"{self._damaged_packets} damaged parts of the video could not be decoded and were skipped."
         return None
+
+
+def read_images_at(path: Path, pts_seconds: Mapping[int, float]) -> Iterator[tuple[int, np.ndarray]]:
+    """Decode single frames of a video without those far from them.
+
+    Seeks from one to the next. Where the times of a file do not lead to a frame, it is counted to instead.
+
+    Args:
+        path: the video.
+        pts_seconds: when each wanted frame appears, by its index, both as `VideoReader.frames` gives them.
+
+    Yields:
+        The index of each frame and its picture, uint8 (height, width, 3) RGB as in `Frame`: in order of time, but
+        those counted to last. A frame that the video does not have is left out.
+
+    Raises:
+        VideoError: the video cannot be read.
+    """
+    missing = dict(pts_seconds)
+    with VideoReader(path) as reader:
+        for index, image_rgb in reader.images_at(missing.copy()):
+            del missing[index]
+            yield index, image_rgb
+    if missing:
+        with VideoReader(path) as reader:
+            yield from reader.images_of(missing)
 
 
 def rewrite_video(

@@ -1,4 +1,4 @@
-"""the command line -> ferflow's commands: analyze, demo, models, tables, train"""
+"""the command line -> ferflow's commands: analyze, demo, models, retrain, review, tables, train"""
 
 import argparse
 import logging
@@ -167,17 +167,28 @@ def _demo(args: argparse.Namespace) -> int:
     return status
 
 
+def _add_retrain_arguments(parser: argparse.ArgumentParser) -> None:
+    from flows.retrain_command import add_arguments
+
+    add_arguments(parser)
+
+
+def _retrain(args: argparse.Namespace) -> int:
+    from flows.retrain_command import run
+
+    return run(args)
+
+
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", type=Path, help="labelled faces: train/<emotion>/, test/<emotion>/")
-    parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file like configs/train.toml, the default")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="where to write (%(default)s)")
+    from flows.train_command import add_arguments
+
+    add_arguments(parser)
 
 
 def _train(args: argparse.Namespace) -> int:
-    from training.fit import train
+    from flows.train_command import run
 
-    print(f"The model is in {train(args.data, args.config, args.out)}")
-    return 0
+    return run(args)
 
 
 def _positive(text: str) -> int:
@@ -211,6 +222,18 @@ def _models(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def _add_review_arguments(parser: argparse.ArgumentParser) -> None:
+    from flows.review_command import add_arguments
+
+    add_arguments(parser)
+
+
+def _review(args: argparse.Namespace) -> int:
+    from flows.review_command import run
+
+    return run(args)
+
+
 _Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
 _COMMANDS: dict[str, _Command] = {
     "analyze": (
@@ -220,6 +243,12 @@ _COMMANDS: dict[str, _Command] = {
     ),
     "demo": ("make a short clip, analyse it and show what comes out", _add_demo_arguments, _demo),
     "models": ("list the emotion models, take one into use, go back", _add_models_arguments, _models),
+    "retrain": (
+        "fine-tune the model in use on newly labelled faces, promote what comes out if it is better",
+        _add_retrain_arguments,
+        _retrain,
+    ),
+    "review": ("pick the faces that a person should label next, as pictures to sort", _add_review_arguments, _review),
     "tables": ("list the tables and what their columns mean", lambda parser: None, _tables),
     "train": ("train an emotion model on labelled faces", _add_train_arguments, _train),
 }

@@ -3,6 +3,7 @@
 import csv
 import json
 import subprocess
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from ferflow.errors import VideoError
-from ferflow.frames import VideoReader, rewrite_video
+from ferflow.frames import VideoReader, read_images_at, rewrite_video
 from ferflow.records import VideoInfo
 
 
@@ -295,3 +296,64 @@ def test_the_real_clips_give_the_frames_that_ffprobe_counts(shared):
                     counted[row["file"]] = sum(1 for _ in reader.frames(size_wh=(64, 64)))
     assert len(expected) == 29
     assert counted == expected
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [
+        (".mp4", "libx264", {"g": "40", "bf": "3"}),
+        (".mp4", "libx264", {"x264-params": "keyint=40:open-gop=1:bframes=4:b-pyramid=normal"}),
+        (".mp4", "libx264", {"x264-params": "intra-refresh=1"}),
+        (".mkv", "libx265", {"x265-params": "keyint=40:log-level=none"}),
+        (".webm", "libvpx-vp9", {"g": "40", "deadline": "realtime", "cpu-used": "8"}),
+        (".mkv", "libsvtav1", {"g": "40", "preset": "12"}),
+        (".ts", "libx264", {"g": "40", "bf": "2"}),
+        (".mpg", "mpeg2video", {"g": "12", "bf": "2"}),
+        (".avi", "mpeg4", {"g": "40", "bf": "2"}),
+        (".avi", "mjpeg", {}),
+        (".h264", "libx264", {"g": "40", "bf": "2"}),
+        (".flv", "libx264", {"g": "40"}),
+        (".gif", "gif", {}),
+    ],
+)
+def test_single_frames_are_those_that_decoding_everything_gives(make_video, tmp_path, suffix, codec, options):
+    pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8"}.get(codec, "yuv420p")
+    source = make_video(
+        tmp_path / f"clip{suffix}", frame_count=500, fps=25, width=64, height=48, codec=codec, pix_fmt=pix_fmt,
+        options=options,
+    )  # fmt: skip
+    with VideoReader(source) as reader:
+        frames = list(reader.frames())
+    # Some follow each other, some are far apart; 40 and 80 begin with a key frame.
+    for wanted in ([499], [0, 1, 2], [38, 39, 40, 41, 79, 81, 83, 250, 439, 498], [300, 120]):
+        images = dict(read_images_at(source, {index: float(frames[index].pts) for index in wanted}))
+        assert images.keys() == set(wanted)
+        assert all(np.array_equal(image, frames[index].image_rgb) for index, image in images.items())
+
+
+def test_a_frame_is_found_without_decoding_all_that_is_before_it(make_video, tmp_path):
+    source = make_video(tmp_path / "long.mp4", frame_count=3000, fps=25, options={"g": "50"})
+    before = time.process_time()
+    with VideoReader(source) as reader:
+        pts = [float(frame.pts) for frame in reader.frames()]
+    everything, before = time.process_time() - before, time.process_time()
+    assert [index for index, _ in read_images_at(source, {2000: pts[2000], 2990: pts[2990]})] == [2000, 2990]
+    assert time.process_time() - before < everything / 4
+
+
+def test_frames_whose_times_lead_nowhere_are_counted_to(make_video, tmp_path):
+    source = make_video(tmp_path / "clip.mp4", frame_count=50, fps=25)
+    with VideoReader(source) as reader:
+        frames = list(reader.frames())
+    images = dict(read_images_at(source, {10: float(frames[10].pts), 20: 0.81, 30: 77.0, 99: 3.96}))
+    assert images.keys() == {10, 20, 30}
+    assert all(np.array_equal(image, frames[index].image_rgb) for index, image in images.items())
+
+
+def test_single_frames_of_the_awkward_real_clips_are_the_right_ones(shared):
+    for name in ("rotated90_displaymatrix.mp4", "single_vfr.mp4", "eamm_sad.mp4", "pyfeat_face_noface.mov"):
+        with VideoReader(shared / "videos" / name) as reader:
+            frames = {frame.index: frame for frame in reader.frames() if frame.index in (0, 17, 51)}
+        images = dict(read_images_at(shared / "videos" / name, {index: float(f.pts) for index, f in frames.items()}))
+        assert images.keys() == {0, 17, 51}
+        assert all(np.array_equal(image, frames[index].image_rgb) for index, image in images.items())

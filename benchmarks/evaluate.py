@@ -3,7 +3,7 @@
 python -m benchmarks.evaluate DATA [--model NAME] [--videos DIR] [--figures DIR] [--write-card]
 
 Prints the figures and where they stand against the goals, and leaves pictures. Exit status 1 where a figure is not the
-one that lies beside the model; `--write-card` puts the new ones there and writes the card anew. Five minutes of CPU.
+one that lies beside the model; `--write-card` puts the new ones there and writes the card anew. Three minutes of CPU.
 """
 
 import argparse

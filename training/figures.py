@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which colour-blind people tell apart; they differ in lightness too.
 _BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#666666"
-_DPI = 150
+_DPI = 120
 _MISTAKES_ACROSS, _MISTAKES_DOWN = 8, 4
 
 

@@ -53,7 +53,8 @@ _DECODED_THROUGH_SECONDS = 5
 # To a frame as near as this, decoding on is cheaper than seeking: x264 sets a key frame every 250 frames, 10 seconds,
 # so that a seek decodes 5 of them on the way.
 _SEEK_EARLIER_SECONDS = (0, 1, 15)
-# An index may lead to a key frame that is shown after the frame looked for; then an earlier one is tried.
+# Where frames are decoded in another order than they are shown, a seek may lead to a key frame that is shown after the
+# frame looked for, and in a transport stream to any frame; then it is tried again from earlier on.
 
 
 class VideoReader:

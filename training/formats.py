@@ -186,6 +186,9 @@ def _from_tar(data: Path) -> Iterator[Picture]:
                 return b"" if content is None else content.read()
 
             members = [member for member in archive.getmembers() if member.isfile()]
+            # A damaged header passes for the archive's end; only the checksum behind the real end tells.
+            while archive.fileobj is not None and archive.fileobj.read(1 << 20):
+                pass
             yield from _by_place(data, _unwrapped((member.name, partial(read, member)) for member in members))
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{data}: it cannot be read as an archive ({error}). Fetch it again.") from error
@@ -321,7 +324,7 @@ def _image_of(pixels: str) -> np.ndarray | None:
     """Turn numbers in a line into a square picture; None when they are no square number of values from 0 to 255."""
     try:
         with warnings.catch_warnings():
-            # NumPy announces that a line which is not all numbers will be an error; here it is one already.
+            # Of a line that is not all numbers older releases of NumPy only warn.
             warnings.simplefilter("error", DeprecationWarning)
             # Five times as fast as splitting the line: 35,887 of them take 2 s.
             values = np.fromstring(pixels, np.int64, sep=" ")

@@ -43,6 +43,6 @@ def test_nothing_is_like_a_blank_picture_and_no_pictures_have_no_pairs() -> None
     nothing = np.empty((0, 48, 48), np.uint8)
     faint = 128 + pictures(2) // 64
     assert is_blank(faint).all()
-    for first, second in ((blank, blank), (faint, faint), (nothing, pictures(2)), (pictures(2), nothing), (nothing, nothing)):
+    for first, second in ((blank, blank), (faint, faint), (nothing, blank), (blank, nothing), (nothing, nothing)):
         assert same_photo(first, second).shape == (0, 2)
     assert is_blank(nothing).shape == (0,)

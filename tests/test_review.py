@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ferflow.config import Settings
@@ -49,6 +49,8 @@ places = st.builds(
 
 
 @given(source=st.text(), place=places)
+@example(source="-rf", place=PLACE)
+@example(source="ä会" * 100, place=PLACE)
 def test_a_name_can_be_read_back_whatever_the_video_is_called(source, place):
     name = name_crop(f"/videos/{source}.mp4", place)
     assert parse_name(name) == place

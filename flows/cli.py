@@ -41,7 +41,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         prog="ferflow", description="Finds faces in videos and tells which emotion each shows, frame by frame."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, (summary, add_arguments, run) in _COMMANDS.items():
+    for name, (summary, add_arguments, run) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         command.set_defaults(run=run)
         command.add_argument("-v", "--verbose", action="store_true", help="tell more of what is done")
@@ -235,7 +235,7 @@ def _review(args: argparse.Namespace) -> int:
 
 
 _Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
-_COMMANDS: dict[str, _Command] = {
+COMMANDS: dict[str, _Command] = {
     "analyze": (
         "find faces and their emotions in videos, write tables and annotated videos",
         _add_analyze_arguments,

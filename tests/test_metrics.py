@@ -9,6 +9,7 @@ from training.metrics import (
     accuracy_interval,
     calibrate,
     expected_calibration_error,
+    favour_rare_answers,
     fit_calibration,
     mcnemar,
     measure,
@@ -126,3 +127,16 @@ def test_nothing_to_measure_is_refused() -> None:
         measure(np.empty((0, 7)), np.empty(0, int))
     with pytest.raises(ValueError, match="2 rows of probabilities for 3 labels"):
         measure(np.ones((2, 7)), np.zeros(3, int))
+
+
+def test_rare_answers_are_favoured_until_each_class_has_its_share() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [900, 100])
+    logits = rng.normal(0, 1, (1000, 2)) + np.eye(2)[labels] * 1.5 + [1.5, 0]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    plain = fit_calibration(probabilities, labels)
+    assert measure(calibrate(probabilities, plain), labels).recall[1] < 0.5
+    favoured = favour_rare_answers(probabilities, labels, plain, least_recall=0.6)
+    assert 0.6 <= measure(calibrate(probabilities, favoured), labels).recall[1] < 0.65
+    unchanged = favour_rare_answers(probabilities, labels, plain, least_recall=0.0)
+    assert np.allclose(unchanged.class_biases, plain.class_biases)

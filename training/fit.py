@@ -28,7 +28,8 @@ from training.dataset import DataSplits, Leaks, load_splits, soft_targets
 from training.evaluation import evaluate
 from training.figures import draw_figures
 from training.machine import find_machine
-from training.metrics import calibrate, fit_calibration, measure
+from training.metrics import calibrate, favour_rare_answers, fit_calibration, measure
+from training.model_card import write_card
 from training.recipe import DEFAULT_RECIPE, Network, Recipe, Schedule, load_recipe
 
 if TYPE_CHECKING:
@@ -128,7 +129,13 @@ def finish_model(
     """
     uncalibrated = build_network(recipe.network)
     uncalibrated.set_weights(weights)
-    calibration = fit_calibration(_predict(uncalibrated, splits.validation.images_gray), splits.validation.labels)
+    probabilities, labels = _predict(uncalibrated, splits.validation.images_gray), splits.validation.labels
+    calibration = favour_rare_answers(
+        probabilities,
+        labels,
+        fit_calibration(probabilities, labels),
+        least_recall=recipe.targets.least_recall,
+    )
     # softmax(logits / temperature + bias) with the bias moved into the last layer's own.
     shift = np.float32(calibration.temperature) * np.asarray(calibration.class_biases, np.float32)
     network = build_network(recipe.network, temperature=calibration.temperature)
@@ -146,6 +153,7 @@ def finish_model(
         history=[dataclasses.asdict(epoch) for epoch in history],
     )
     directory = save_model(out_dir, network, description=description)
+    write_card(directory)
     _log.info("%s: accuracy %.2f %% on the test images", directory, 100 * description.metrics["test"]["accuracy"])
     return directory
 
@@ -226,7 +234,7 @@ def fit_network(
         average, best, history = checkpoint.average, checkpoint.best, list(checkpoint.history)
         _log.info("going on after epoch %d of %d", len(history), schedule.epochs)
 
-    targets = soft_targets(splits.train, **dataclasses.asdict(recipe.targets))
+    targets = soft_targets(splits.train, votes_share=recipe.targets.votes_share, smoothing=recipe.targets.smoothing)
     while len(history) < schedule.epochs and not has_stalled(schedule, history):
         number, started = len(history) + 1, time.monotonic()
         if schedule.decay == "plateau":
@@ -394,6 +402,8 @@ def _fingerprint(splits: DataSplits, recipe: Recipe, start: Sequence[np.ndarray]
     parts = (recipe.network, recipe.targets, recipe.schedule, recipe.augmentation)
     digest = hashlib.sha256(json.dumps([dataclasses.asdict(part) for part in parts]).encode())
     digest.update(splits.sha256.encode())
+    # The same data with other images left out is another training.
+    digest.update("".join(splits.train.digests).encode())
     for array in start or ():
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -47,6 +47,8 @@ class Targets:
     """Weight of the crowd's votes beside the label, 0 to 1."""
     smoothing: float
     """Share of the answer spread over all classes."""
+    least_recall: float
+    """After the training, rare answers are favoured until this share of each class's validation images is found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,7 @@ def _check(recipe: Recipe, path: Path) -> None:
     shares = {
         "targets.votes_share": targets.votes_share,
         "targets.smoothing": targets.smoothing,
+        "targets.least_recall": targets.least_recall,
         "network.dropout": network.dropout,
         "schedule.average_decay": schedule.average_decay,
         "augmentation.mirror": how.mirror,

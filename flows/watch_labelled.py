@@ -33,5 +33,9 @@ def watch_labelled(settings: RetrainSettings = _DEFAULTS) -> State[Any]:
         said = describe_nothing_new(count, settings)
         return Completed(name="Nothing new", message=said, data=None)
     get_run_logger().info("%d new labelled faces", count)
+    # A state of its own: where a flow hands on another's, Prefect names it anew and drops the sentence.
     state: State[Any] = retrain_emotion_model(settings, return_state=True)
-    return state
+    ended: Any = state.result(raise_on_failure=False)
+    if isinstance(ended, BaseException):
+        return Failed(message=state.message, data=ended)
+    return Completed(name=state.name, message=state.message, data=ended)

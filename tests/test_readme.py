@@ -31,7 +31,7 @@ def test_its_options_exist(capsys):
             main([command, "--help"])
         offered |= set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(r"(docker|python -m|prefect) .*", "", README)))
-    assert {"--force", "--leaks", "--watch"} <= named <= offered
+    assert {"--force", "--watch"} <= named <= offered
 
 
 def test_its_links_lead_somewhere():

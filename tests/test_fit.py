@@ -66,6 +66,7 @@ def test_training_learns_and_leaves_a_model_that_says_what_it_is(
     description = read_description(directory)
     assert directory == tmp_path / description.version
     assert description.version.startswith("smoke-")
+    assert (directory / "MODEL_CARD.md").is_file()
     assert description.framing == recipe.framing
     assert description.data["sha256"] == splits.sha256
     assert description.data["images"]["train"] == dict.fromkeys(EMOTIONS, 16)

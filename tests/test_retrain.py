@@ -25,7 +25,7 @@ from ferflow.errors import ConfigError, DataError, ModelError
 from ferflow.sources import find_videos, open_results
 from flows.in_process import analyze_in_process
 from models.emotion_classifier import DESCRIPTION_FILE, read_description
-from models.store import MODELS_VARIABLE, ModelStore, Verdict
+from models.store import MODELS_VARIABLE, ModelStore, Verdict, shipped_model
 from training.checkpoint import Epoch
 from training.data_report import DataReport, Finding, LeftOut
 from training.dataset import DataSplits, LabelledImages
@@ -36,10 +36,12 @@ from training.retrain import (
     WORK_FOLDER,
     LabelledRecord,
     count_new_images,
+    gentle_recipe,
     read_retraining,
     record_of,
     retrain,
     split_labelled,
+    starting_weights,
 )
 from training.retrain_settings import RetrainSettings, load_retrain_settings
 
@@ -366,6 +368,13 @@ def test_a_model_of_another_kind_than_its_recipe_says_is_not_trained_further(wor
         path.write_text(json.dumps(table | {"recipe": table["recipe"] | change}))
         with pytest.raises(ModelError, match="this model is in use, but cannot be trained further"):
             retrain(world.settings(), world.store)
+
+
+def test_the_model_that_comes_with_ferflow_can_be_trained_further() -> None:
+    shipped = shipped_model()
+    recipe = gentle_recipe(read_description(shipped), shipped, load_retrain_settings(None))
+    assert recipe.schedule.epochs == RetrainSettings.model_fields["epochs"].default
+    assert starting_weights(shipped, recipe)
 
 
 def test_a_second_retraining_is_refused_while_one_is_under_way_and_a_killed_one_leaves_no_lock(world: World) -> None:

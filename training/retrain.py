@@ -136,7 +136,7 @@ def retrain(
             return None
         in_use = store.in_use()
         description = read_description(in_use)
-        recipe = _gentle(description, in_use, settings)
+        recipe = gentle_recipe(description, in_use, settings)
         old = load_splits(settings.data, size_px=CROP_SIZE_PX, leaks="leave_out")
         listed_at = time.time()
         settled = _settled_files(settings, changed_after=0)
@@ -158,7 +158,7 @@ def retrain(
         for abandoned in work.iterdir():
             if abandoned.is_dir() and abandoned != run_dir:
                 shutil.rmtree(abandoned)
-        start = _weights(in_use, recipe)
+        start = starting_weights(in_use, recipe)
         weights, history = fit_network(mixed, recipe, run_dir, start=start, on_step=on_step, on_epoch=on_epoch)
         merged = LabelledRecord(
             learned=record.learned | set(_names(split.learned)),
@@ -310,8 +310,12 @@ def _finish_promotion(store: ModelStore) -> None:
             store.promote(model.description.version, reason=" ".join(verdict.reasons))
 
 
-def _gentle(description: ModelDescription, directory: Path, settings: RetrainSettings) -> Recipe:
-    """The recipe of the model in use, changed for a fine-tune."""
+def gentle_recipe(description: ModelDescription, directory: Path, settings: RetrainSettings) -> Recipe:
+    """The recipe of the model in use, changed for a fine-tune.
+
+    Raises:
+        ModelError: this version cannot train a model of that recipe further.
+    """
     if description.crop_size_px != CROP_SIZE_PX:
         raise _not_trainable(directory, f"it reads crops of {description.crop_size_px} pixels, not {CROP_SIZE_PX}")
     try:
@@ -333,7 +337,12 @@ def _gentle(description: ModelDescription, directory: Path, settings: RetrainSet
     return dataclasses.replace(recipe, schedule=schedule, framing=description.framing)
 
 
-def _weights(directory: Path, recipe: Recipe) -> list[np.ndarray]:
+def starting_weights(directory: Path, recipe: Recipe) -> list[np.ndarray]:
+    """The weights of the model in use, in the order in which `fit_network` takes them.
+
+    Raises:
+        ModelError: the model is not of the kind that its recipe names.
+    """
     weights: list[np.ndarray] = load_network(directory).get_weights()
     if [it.shape for it in weights] != [it.shape for it in build_network(recipe.network).get_weights()]:
         raise _not_trainable(directory, "its layers are not those that its recipe names")

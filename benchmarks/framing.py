@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from benchmarks.clips import labelled_clips
 from ferflow.emotions import EMOTIONS
 from ferflow.faces import Framing, crop_gray, face_window
 from ferflow.frames import VideoReader
@@ -64,7 +65,7 @@ def measure_crops(archive: Path, detector: MediaPipeFaceDetector, sample: int) -
 def measure_clips(folder: Path, detector: MediaPipeFaceDetector, model: str) -> None:
     """Score the clips with each framing: frames that are right, and mean probability of the intended emotion."""
     classifier = warm_classifier(model)
-    labelled = list(_labelled_clips(folder))
+    labelled = [(path, EMOTIONS.index(emotion)) for path, emotion in labelled_clips(folder)]
     seen = [(label, list(_faces(path, detector))) for path, label in labelled]
     print(f"\n{len(seen)} clips; columns: crop's centre below the box's, in boxes; right frames % / mean probability %")
     for is_levelled in (True, False):
@@ -90,13 +91,6 @@ def _training_crops(archive: Path, sample: int) -> Iterator[np.ndarray]:
             file = tar.extractfile(member)
             assert file is not None
             yield cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_GRAYSCALE)
-
-
-def _labelled_clips(folder: Path) -> Iterator[tuple[Path, int]]:
-    for path in sorted(folder.iterdir()):
-        named = [emotion for emotion in EMOTIONS if emotion in path.stem]
-        if len(named) == 1:
-            yield path, EMOTIONS.index(named[0])
 
 
 def _faces(path: Path, detector: MediaPipeFaceDetector) -> Iterator[tuple[np.ndarray, Face]]:

@@ -18,7 +18,7 @@ from ferflow.records import VideoSummary
 from ferflow.sources import Job, find_videos, open_results, plan_jobs
 from flows.each_video import Stages, default_workers, process_each
 from flows.report import describe
-from flows.server import find_server
+from flows.server import result_on_server
 from models.warm import version_in_use, warm_classifier
 from tasks.video import analyze_video, annotate_video, summarize_video
 
@@ -94,12 +94,7 @@ def analyze_on_server(
     Raises:
         ConfigError: no server is configured, none answers, or it wants a password.
     """
-    find_server()
-    state = analyze_videos(sources, results, settings, force, workers, return_state=True)
-    ended: Any = state.result(raise_on_failure=False)
-    if isinstance(ended, BaseException):
-        raise ended
-    outcomes: list[Outcome] = ended
+    outcomes: list[Outcome] = result_on_server(analyze_videos, sources, results, settings, force, workers)
     return outcomes
 
 

@@ -1,14 +1,16 @@
 """the command line -> ferflow's commands: analyze, demo, models, retrain, review, tables, train"""
 
 import argparse
+import importlib
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ferflow.errors import FerflowError
+from flows.arguments import add_prefect, add_settings, given_settings, positive
+from flows.server import is_wanted, leave_logging_to_prefect
 
 if TYPE_CHECKING:
     from ferflow.config import Settings
@@ -54,45 +56,27 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 def _add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", metavar="SOURCE", nargs="+", type=Path, help="a video, or a folder of videos")
     _add_run_arguments(parser, results=Path("results"))
-    parser.add_argument(
-        "--prefect",
-        action=argparse.BooleanOptionalAction,
-        help="run as a Prefect flow, on the server that PREFECT_API_URL names; this is the default where that is set",
-    )
+    add_prefect(parser)
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser, *, results: Path) -> None:
-    parser.add_argument("--results", metavar="DIR", type=Path, default=results, help="where to write (%(default)s)")
-    parser.add_argument("--force", action="store_true", help="do again what has been done")
-    parser.add_argument("--workers", metavar="N", type=_positive, help="videos at a time (half of the processors)")
-    parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file like configs/default.toml")
-    _add_settings(parser)
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option for every setting, with its docstring as the help text."""
     from ferflow.config import Settings
 
-    group = parser.add_argument_group("settings", "each wins over the same setting in --config")
-    for name, field in Settings.model_fields.items():
-        option = f"--{name.replace('_', '-')}"
-        help_text = f"{field.description} ({field.default})"
-        if field.annotation is bool:
-            group.add_argument(option, action=argparse.BooleanOptionalAction, help=help_text)
-        else:
-            kind = type(field.default)
-            group.add_argument(option, metavar="VALUE", type=kind, help=help_text)
+    parser.add_argument("--results", metavar="DIR", type=Path, default=results, help="where to write (%(default)s)")
+    parser.add_argument("--force", action="store_true", help="do again what has been done")
+    parser.add_argument("--workers", metavar="N", type=positive, help="videos at a time (half of the processors)")
+    parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file like configs/default.toml")
+    add_settings(parser, Settings)
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
     from ferflow.config import Settings, load_settings
 
-    return load_settings(args.config, **{name: getattr(args, name) for name in Settings.model_fields})
+    return load_settings(args.config, **given_settings(args, Settings))
 
 
 def _analyze(args: argparse.Namespace) -> int:
-    on_server = bool(os.environ.get("PREFECT_API_URL")) if args.prefect is None else args.prefect
-    return _analyze_under_prefect(args) if on_server else _analyze_in_process(args, args.sources)
+    return _analyze_under_prefect(args) if is_wanted(args.prefect) else _analyze_in_process(args, args.sources)
 
 
 def _analyze_under_prefect(args: argparse.Namespace) -> int:
@@ -101,8 +85,7 @@ def _analyze_under_prefect(args: argparse.Namespace) -> int:
     settings = _settings(args)
     videos = find_videos(args.sources)
     results = open_results(args.results)
-    # Where logging is set up already, Prefect leaves the run's name out of its lines.
-    logging.getLogger().handlers.clear()
+    leave_logging_to_prefect()
     from flows.analyze_videos import analyze_on_server
     from flows.report import Report
 
@@ -167,37 +150,6 @@ def _demo(args: argparse.Namespace) -> int:
     return status
 
 
-def _add_retrain_arguments(parser: argparse.ArgumentParser) -> None:
-    from flows.retrain_command import add_arguments
-
-    add_arguments(parser)
-
-
-def _retrain(args: argparse.Namespace) -> int:
-    from flows.retrain_command import run
-
-    return run(args)
-
-
-def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    from flows.train_command import add_arguments
-
-    add_arguments(parser)
-
-
-def _train(args: argparse.Namespace) -> int:
-    from flows.train_command import run
-
-    return run(args)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
-
-
 def _set_up_logging(*, verbose: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("ferflow").setLevel(logging.INFO if verbose else logging.WARNING)
@@ -210,47 +162,38 @@ def _tables(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_models_arguments(parser: argparse.ArgumentParser) -> None:
-    from flows.models_command import add_arguments
-
-    add_arguments(parser)
+_AddArguments = Callable[[argparse.ArgumentParser], None]
+_Run = Callable[[argparse.Namespace], int]
 
 
-def _models(args: argparse.Namespace) -> int:
-    from flows.models_command import run
+def _of(module: str) -> tuple[_AddArguments, _Run]:
+    """The two functions of a command that has a module of its own, which is loaded when it is called."""
 
-    return run(args)
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        importlib.import_module(module).add_arguments(parser)
 
+    def run(args: argparse.Namespace) -> int:
+        status: int = importlib.import_module(module).run(args)
+        return status
 
-def _add_review_arguments(parser: argparse.ArgumentParser) -> None:
-    from flows.review_command import add_arguments
-
-    add_arguments(parser)
-
-
-def _review(args: argparse.Namespace) -> int:
-    from flows.review_command import run
-
-    return run(args)
+    return add_arguments, run
 
 
-_Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]
-COMMANDS: dict[str, _Command] = {
+COMMANDS: dict[str, tuple[str, _AddArguments, _Run]] = {
     "analyze": (
         "find faces and their emotions in videos, write tables and annotated videos",
         _add_analyze_arguments,
         _analyze,
     ),
     "demo": ("make a short clip, analyse it and show what comes out", _add_demo_arguments, _demo),
-    "models": ("list the emotion models, take one into use, go back", _add_models_arguments, _models),
+    "models": ("list the emotion models, take one into use, go back", *_of("flows.models_command")),
     "retrain": (
         "fine-tune the model in use on newly labelled faces, promote what comes out if it is better",
-        _add_retrain_arguments,
-        _retrain,
+        *_of("flows.retrain_command"),
     ),
-    "review": ("pick the faces that a person should label next, as pictures to sort", _add_review_arguments, _review),
+    "review": ("pick the faces that a person should label next, as pictures to sort", *_of("flows.review_command")),
     "tables": ("list the tables and what their columns mean", lambda parser: None, _tables),
-    "train": ("train an emotion model on labelled faces", _add_train_arguments, _train),
+    "train": ("train an emotion model on labelled faces", *_of("flows.train_command")),
 }
 
 if __name__ == "__main__":

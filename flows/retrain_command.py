@@ -1,14 +1,13 @@
 """`ferflow retrain` -> the model in use, fine-tuned on newly labelled faces; once, or whenever there are enough"""
 
 import argparse
-import logging
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.server import is_wanted
-from flows.train_command import add_prefect
+from flows.arguments import add_prefect, add_settings, given_settings
+from flows.server import is_wanted, leave_logging_to_prefect
 
 if TYPE_CHECKING:
     from training.retrain import Retraining
@@ -29,23 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--watch", action="store_true", help="look into the folder again and again, until it is stopped with Ctrl-C"
     )
     add_prefect(parser)
-    group = parser.add_argument_group("settings", "each wins over the same setting in --config")
-    for name, field in RetrainSettings.model_fields.items():
-        help_text = f"{field.description} ({field.default})".replace("%", "%%")
-        group.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", type=type(field.default), help=help_text)
+    add_settings(parser, RetrainSettings)
 
 
 def run(args: argparse.Namespace) -> int:
     """Retrain; 0 when the candidate was promoted or there was too little new, 1 when it was refused."""
     from training.retrain_settings import RetrainSettings, load_retrain_settings
 
-    settings = load_retrain_settings(
-        args.config, **{name: getattr(args, name) for name in RetrainSettings.model_fields}
-    )
+    settings = load_retrain_settings(args.config, **given_settings(args, RetrainSettings))
     on_server = is_wanted(args.prefect)
     if on_server:
-        # Where logging is set up already, Prefect leaves the run's name out of its lines.
-        logging.getLogger().handlers.clear()
+        leave_logging_to_prefect()
     try:
         return _watch(settings, on_server=on_server) if args.watch else _once(settings, on_server=on_server)
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from prefect.states import Completed, Failed
 
 from ferflow.errors import FerflowError
 from flows.pictures import page_of
-from flows.server import find_server
+from flows.server import result_on_server
 from flows.training_report import describe_nothing_new, describe_retrained
 from models.store import ModelStore
 from tasks.training import retrain_model
@@ -57,11 +57,6 @@ def retrain_on_server(settings: RetrainSettings) -> Retraining | None:
     Raises:
         FerflowError: no server answers, or the retraining cannot be done.
     """
-    find_server()
     here = {name: Path(getattr(settings, name)).absolute() for name in ("labelled", "data")}
-    state = retrain_emotion_model(settings.model_copy(update=here), return_state=True)
-    ended: Any = state.result(raise_on_failure=False)
-    if isinstance(ended, BaseException):
-        raise ended
-    retraining: Retraining | None = ended
+    retraining: Retraining | None = result_on_server(retrain_emotion_model, settings.model_copy(update=here))
     return retraining

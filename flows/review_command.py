@@ -7,6 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from flows.arguments import positive
+
 _PROBLEMS_SHOWN = 10
 
 
@@ -29,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("labelled"),
         help="the sorted faces of before, which are not picked again (%(default)s)",
     )
-    parser.add_argument(
-        "--count", metavar="N", type=_positive, default=200, help="how many faces to pick (%(default)s)"
-    )
+    parser.add_argument("--count", metavar="N", type=positive, default=200, help="how many faces to pick (%(default)s)")
     parser.add_argument(
         "--random-share",
         metavar="SHARE",
@@ -110,13 +110,6 @@ def _conclusion(counts: Counter[str], *, videos: int, face_count: int, review: P
         f"      ({', '.join(EMOTIONS)}), or into {UNSURE} if it shows none of these.",
         f"Then: move the seven folders into {labelled}, from where training takes them.",
     ]
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
 
 
 def _share(text: str) -> float:

@@ -1,6 +1,8 @@
 """the environment -> a Prefect server that answers, or a sentence on what is wrong"""
 
+import logging
 import os
+from typing import Any
 
 from ferflow.errors import ConfigError
 
@@ -8,6 +10,25 @@ from ferflow.errors import ConfigError
 def is_wanted(choice: bool | None) -> bool:
     """Whether a command runs as a flow: as `--prefect` or `--no-prefect` says, else if a server is named."""
     return bool(os.environ.get("PREFECT_API_URL")) if choice is None else choice
+
+
+def leave_logging_to_prefect() -> None:
+    """Undo this process's own set-up, before Prefect is imported: it would leave the run's name out of its lines."""
+    logging.getLogger().handlers.clear()
+
+
+def result_on_server(flow: Any, *arguments: Any) -> Any:
+    """Run a flow in this process, on the Prefect server that is configured, and give what it gave.
+
+    Raises:
+        ConfigError: no server is configured, none answers, or it wants a password.
+        Exception: what the flow failed with.
+    """
+    find_server()
+    ended = flow(*arguments, return_state=True).result(raise_on_failure=False)
+    if isinstance(ended, BaseException):
+        raise ended
+    return ended
 
 
 def find_server() -> None:

@@ -1,12 +1,12 @@
 """`ferflow train` -> a model directory and pictures of its training, in this process or as a Prefect flow"""
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 from typing import get_args
 
-from flows.server import is_wanted
+from flows.arguments import add_prefect
+from flows.server import is_wanted, leave_logging_to_prefect
 from training.dataset import Leaks
 
 _INTERRUPTED = 130
@@ -32,15 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prefect(parser)
 
 
-def add_prefect(parser: argparse.ArgumentParser) -> None:
-    """The choice between a flow and this process alone."""
-    parser.add_argument(
-        "--prefect",
-        action=argparse.BooleanOptionalAction,
-        help="run as a Prefect flow, on the server that PREFECT_API_URL names; this is the default where that is set",
-    )
-
-
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when the model is there."""
     from flows.training_report import describe_trained
@@ -64,8 +55,7 @@ def _in_process(args: argparse.Namespace) -> Path:
 
 
 def _under_prefect(args: argparse.Namespace) -> Path:
-    # Where logging is set up already, Prefect leaves the run's name out of its lines.
-    logging.getLogger().handlers.clear()
+    leave_logging_to_prefect()
     from flows.train_emotion_model import train_on_server
 
     return train_on_server(args.data, args.config, args.out, leaks=args.leaks)

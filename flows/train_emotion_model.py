@@ -11,7 +11,7 @@ from prefect.states import Completed, Failed
 
 from ferflow.errors import FerflowError
 from flows.pictures import page_of
-from flows.server import find_server
+from flows.server import result_on_server
 from flows.training_report import describe_trained
 from tasks.training import train_model
 from training.dataset import Leaks
@@ -57,11 +57,7 @@ def train_on_server(data: Path, config: Path | None, out: Path, *, leaks: Leaks)
     Raises:
         FerflowError: no server answers, or the training cannot be done.
     """
-    find_server()
     where = None if config is None else str(config.absolute())
-    state = train_emotion_model(str(data.absolute()), where, str(out.absolute()), leaks, return_state=True)
-    ended: Any = state.result(raise_on_failure=False)
-    if isinstance(ended, BaseException):
-        raise ended
-    directory: Path = ended
+    trained = result_on_server(train_emotion_model, str(data.absolute()), where, str(out.absolute()), leaks)
+    directory: Path = trained
     return directory

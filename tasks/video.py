@@ -14,18 +14,13 @@ from ferflow.sources import Job
 from ferflow.stages import Progress
 from ferflow.storage import Results
 from models.warm import face_finder, warm_classifier
-
-
-def _can_pass(task: Any, task_run: Any, state: Any) -> bool:
-    """Whether a fault may be gone a little later: a network disk, memory; not a broken file or a missing model."""
-    return isinstance(state.data, OSError | MemoryError)
-
+from tasks.faults import can_pass
 
 # What is done is known from the results folder: Prefect need not keep or look up any result.
 _OPTIONS: dict[str, Any] = {
     "retries": 3,
     "retry_delay_seconds": [2, 15, 60],
-    "retry_condition_fn": _can_pass,
+    "retry_condition_fn": can_pass,
     "persist_result": False,
     "cache_policy": NO_CACHE,
 }

@@ -22,6 +22,7 @@ from ferflow.errors import DataError, ModelError
 from ferflow.storage import part_file
 from training.dataset import DataSplits, LabelledImages
 from training.metrics import Significance, accuracy_interval, measure
+from training.votes import CROWD_COLUMNS
 
 _Item = TypeVar("_Item")
 
@@ -30,12 +31,6 @@ EVALUATION_FILE = "evaluation.json"
 TOLERATED_SHARE = 0.003
 TOLERATED_IMAGES = 2
 """Another processor rounds otherwise, which turns a few answers: a figure may move by 0.3 points or by two images."""
-
-# The crowd's ten possible answers in the labels table, the seven emotions first and in the order of EMOTIONS.
-_CROWD_ANSWERS = (
-    *("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"),
-    *("contempt", "unknown", "not_a_face"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,16 +248,17 @@ def read_crowd(table: Path, paths: Sequence[str]) -> np.ndarray:
     Raises:
         DataError: the table cannot be read.
     """
-    columns = [f"votes_{answer}" for answer in _CROWD_ANSWERS]
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            votes = {row["path"]: [int(float(row[column] or 0)) for column in columns] for row in csv.DictReader(file)}
+            votes = {
+                row["path"]: [int(float(row[column] or 0)) for column in CROWD_COLUMNS] for row in csv.DictReader(file)
+            }
     except OSError as error:
         raise DataError(f"{table}: this table of votes cannot be read ({error.strerror}). Correct the path.") from error
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(f"{table}: it is not a table of ten votes an image ({error}). Correct or remove it.") from error
-    nobody = [0] * len(columns)
-    return np.array([votes.get(path, nobody) for path in paths], np.int64).reshape(len(paths), len(columns))
+    nobody = [0] * len(CROWD_COLUMNS)
+    return np.array([votes.get(path, nobody) for path in paths], np.int64).reshape(len(paths), len(CROWD_COLUMNS))
 
 
 def by_top_vote(crowd: np.ndarray) -> CrowdLabels:

@@ -8,16 +8,13 @@ import numpy as np
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import DataError
 
-# What ten people said of each FER2013 image (FER+, MIT); contempt, unknown and "not a face" are none of our classes.
-_VOTE_COLUMNS = {
-    "angry": "votes_anger",
-    "disgust": "votes_disgust",
-    "fear": "votes_fear",
-    "happy": "votes_happiness",
-    "neutral": "votes_neutral",
-    "sad": "votes_sadness",
-    "surprise": "votes_surprise",
-}
+CROWD_COLUMNS = (
+    *("votes_anger", "votes_disgust", "votes_fear", "votes_happiness", "votes_neutral", "votes_sadness"),
+    *("votes_surprise", "votes_contempt", "votes_unknown", "votes_not_a_face"),
+)
+"""What ten people could say of each FER2013 image (FER+, MIT): the seven emotions first, in the order of EMOTIONS."""
+
+_OUR_COLUMNS = CROWD_COLUMNS[: len(EMOTIONS)]
 
 
 def read_votes(table: Path) -> dict[str, np.ndarray]:
@@ -29,12 +26,12 @@ def read_votes(table: Path) -> dict[str, np.ndarray]:
     votes = {}
     with table.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
-        lacking = {"path", *_VOTE_COLUMNS.values()} - set(reader.fieldnames or ())
+        lacking = {"path", *_OUR_COLUMNS} - set(reader.fieldnames or ())
         if lacking:
             raise DataError(f"{table}: it lacks the columns {', '.join(sorted(lacking))}. Add them or move it away.")
         for number, row in enumerate(reader, start=2):
             try:
-                counts = np.array([float(row[_VOTE_COLUMNS[emotion]] or 0) for emotion in EMOTIONS], np.float32)
+                counts = np.array([float(row[column] or 0) for column in _OUR_COLUMNS], np.float32)
             except (TypeError, ValueError) as error:
                 raise DataError(f"{table}: line {number} has a vote that is not a number. Correct it.") from error
             if counts.sum() > 0:

@@ -332,6 +332,7 @@ def rewrite_video(
     draw: Callable[[Frame], None],
     *,
     max_short_side_px: int | None = 1080,
+    parts: Path | None = None,
 ) -> None:
     """Draw on every frame of a video and write it as MP4 that browsers play, sound and frame times kept.
 
@@ -343,11 +344,12 @@ def rewrite_video(
         target: the MP4 to write.
         draw: changes `image_rgb` of each frame in place; it is of the size at which it is written.
         max_short_side_px: scale down what is larger, 1080 meaning 1920 x 1080 or 1080 x 1920; None keeps the size.
+        parts: folder for the unfinished file, on the target's disk; None for one beside the target.
 
     Raises:
         VideoError: the source cannot be read.
     """
-    with VideoReader(source) as reader, _open(source) as sound_source, part_file(target) as part:
+    with VideoReader(source) as reader, _open(source) as sound_source, part_file(target, folder=parts) as part:
         size_wh = _written_size(reader.width, reader.height, max_short_side_px)
         with av.open(part, "w", format="mp4", options={"movflags": "+faststart"}) as output:
             pictures = _encoded(

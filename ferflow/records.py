@@ -133,6 +133,8 @@ class Analysis:
     """When the first frame was read, UTC."""
     info: VideoInfo
     """What decoding told about the video."""
+    source_tag: str | None = None
+    """By what the file is known again without reading it: its length with its time, or with the bucket's ETag."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,3 +187,5 @@ class VideoSummary:
     """When the result was finished, UTC."""
     processing_seconds: float
     """From the first frame read to the finished result."""
+    source_tag: str | None = None
+    """By what the file is known again without reading it: its length with its time, or with the bucket's ETag."""

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import DataError, VideoError
 from ferflow.records import Analysis, FaceColumns, FaceRow, Segment, VideoInfo, VideoSummary
-from ferflow.storage import part_file
+from ferflow.storage import is_local, part_file
 
 _EMOTION_TYPE = pa.dictionary(pa.int8(), pa.string())
 _ROWS_AT_ONCE = 1024
@@ -68,6 +68,7 @@ VIDEOS_SCHEMA = pa.schema(
     [
         _column("video_id", pa.string(), "hash of the file's bytes"),
         _column("source", pa.string(), "path of the video"),
+        _column("source_tag", pa.string(), "the file's length with its time, or the bucket's ETag: known again by it"),
         _column("status", pa.string(), "`done` or `failed`"),
         _column("error", pa.string(), "what is wrong with the file; for a `done` one what could not be read of it"),
         _column("duration_seconds", pa.float64(), "when the last frame ends"),
@@ -137,7 +138,7 @@ def write_faces(path: Path, rows: Iterable[FaceRow], describe: Callable[[], Anal
 
 def read_faces(path: Path) -> tuple[FaceColumns, Analysis]:
     """Read what `write_faces` wrote."""
-    with pq.ParquetFile(path) as file:
+    with _parquet(path) as file:
         table = file.read(columns=_READ_COLUMNS)
         analysis = _analysis(file)
 
@@ -154,6 +155,15 @@ def read_faces(path: Path) -> tuple[FaceColumns, Analysis]:
         probabilities=np.stack([column(emotion) for emotion in EMOTIONS], axis=1),
     )
     return faces, analysis
+
+
+def read_analysis(path: Path) -> Analysis | None:
+    """Read how a file of the faces table came about; None when there is no such file."""
+    try:
+        with _parquet(path) as file:
+            return _analysis(file)
+    except FileNotFoundError:
+        return None
 
 
 def stream_faces(path: Path, columns: Sequence[str]) -> tuple[Analysis, Iterator[np.ndarray]] | None:
@@ -173,7 +183,7 @@ def stream_faces(path: Path, columns: Sequence[str]) -> tuple[Analysis, Iterator
     damaged = f"{path}: this table is damaged; remove the file and analyse its video again."
     try:
         # Buffering reads the whole file ahead: with ten million rows in one, 910 MB of memory instead of 390.
-        file = pq.ParquetFile(path, pre_buffer=False)
+        file = _parquet(path, pre_buffer=False)
         if file.metadata.num_rows == 0:
             file.close()
             return None
@@ -195,6 +205,13 @@ def stream_faces(path: Path, columns: Sequence[str]) -> tuple[Analysis, Iterator
                 raise VideoError(damaged) from error
 
     return analysis, pieces()
+
+
+def _parquet(path: Path, **options: Any) -> pq.ParquetFile:
+    if is_local(path):
+        return pq.ParquetFile(path, **options)
+    bucket: Any = path
+    return pq.ParquetFile(bucket.path, filesystem=bucket.fs, **options)
 
 
 def _analysis(file: pq.ParquetFile) -> Analysis:
@@ -228,7 +245,7 @@ def write_video(path: Path, summary: VideoSummary, *, parts: Path) -> None:
 def read_video(path: Path) -> VideoSummary | None:
     """Read what `write_video` wrote; None when there is no such file."""
     try:
-        with pq.ParquetFile(path) as file:
+        with _parquet(path) as file:
             (row,) = file.read().to_pylist()
     except FileNotFoundError:
         return None
@@ -241,6 +258,43 @@ def read_video(path: Path) -> VideoSummary | None:
         info=VideoInfo(**info, warning=row["error"] if is_decoded else None) if is_decoded else None,
         emotion_shares=None if shares[0] is None else shares,
     )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KnownSource:
+    """What the videos table says of a file, for who wants to know whether it is done."""
+
+    video_id: str
+    """Hash of its bytes."""
+    tag: str | None
+    """By what it is known again, see `storage.StoredFile`."""
+    status: str
+    """`done` or `failed`."""
+    model_version: str
+    """The weights that scored the faces."""
+    settings_hash: str
+    """Names the settings that the result depends on."""
+
+
+def read_known_sources(folder: Path) -> dict[str, KnownSource]:
+    """Read the whole videos table for which files are in it: by their path or address, the newest row of each.
+
+    Args:
+        folder: the folder of the table.
+    """
+    import pyarrow.dataset as ds
+
+    columns = ["source", "video_id", "source_tag", "status", "model_version", "settings_hash", "processed_at"]
+    schema = pa.schema([VIDEOS_SCHEMA.field(name) for name in columns])
+    bucket: Any = folder
+    table = (
+        ds.dataset(folder, schema=schema, format="parquet")
+        if is_local(folder)
+        else ds.dataset(bucket.path, schema=schema, format="parquet", filesystem=bucket.fs)
+    ).to_table(columns=columns)
+    rows = table.sort_by("processed_at").to_pylist()
+    names = ("video_id", "source_tag", "status", "model_version", "settings_hash")
+    return {row["source"]: KnownSource(*(row[name] for name in names)) for row in rows}
 
 
 def read_text_columns(path: Path) -> dict[str, list[str]]:

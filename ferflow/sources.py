@@ -1,16 +1,31 @@
-"""files and folders -> the videos in them, each content once, and which are still to be done."""
+"""files, folders and buckets -> the videos in them, each content once, and which are still to be done."""
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from ferflow.claims import Claims
 from ferflow.config import Settings
 from ferflow.errors import ConfigError
 from ferflow.frames import VIDEO_SUFFIXES
 from ferflow.records import VideoSummary
-from ferflow.rows import TABLES, read_video, write_empty_table
-from ferflow.storage import Results, content_id, unreadable_id
+from ferflow.rows import TABLES, KnownSource, read_known_sources, read_video, write_empty_table
+from ferflow.storage import (
+    Results,
+    StoredFile,
+    absolute,
+    content_id,
+    fetched,
+    is_local,
+    list_files,
+    reach,
+    stat_file,
+    unreadable_id,
+    utf8,
+)
 
 _COLUMNS_ONLY = "columns.parquet"
 # A part of each table without rows; it is also what a results folder is known by.
@@ -21,15 +36,29 @@ class Job:
     """One video and what is known of it before it is looked at."""
 
     source: Path
-    """The file."""
+    """The file, in a folder or a bucket."""
+    file: Path
+    """The file on this machine: the same, or a copy of a bucket's that is kept until the job is closed."""
     video_id: str
     """Hash of its bytes, or of its path if they cannot be read."""
+    tag: str | None
+    """By what the file is known again, see `storage.StoredFile`; None if it is not to be seen."""
     model_version: str
     """The weights that were in use when its turn came."""
     earlier: VideoSummary | None
     """The result that stands in the results folder for this content, model and settings; None if it is to be done."""
     copy_of: Path | None = None
     """A file named before that holds the same bytes, and whose result stands for both."""
+    is_elsewhere: bool = False
+    """Another run is at work on it: there is nothing to do here."""
+    is_forced: bool = False
+    """What an unfinished run left of it is made anew too."""
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False, repr=False)
+    """The claim on the video and the copy of its file."""
+
+    def close(self) -> None:
+        """Give up the claim on the video and the copy of its file; it is finished or will not be."""
+        self.held.close()
 
 
 def find_videos(sources: Iterable[Path]) -> list[Path]:
@@ -42,10 +71,11 @@ def find_videos(sources: Iterable[Path]) -> list[Path]:
         ConfigError: a source does not exist, or there is no video in any.
     """
     found: dict[Path, None] = {}
-    sources = [source.absolute() for source in sources]
+    sources = [absolute(source) for source in sources]
     for source in sources:
+        reach(source)
         if source.is_dir():
-            found |= dict.fromkeys(_walk(source))
+            found |= dict.fromkeys(_walk(source) if is_local(source) else (file.path for file in list_videos(source)))
         elif source.exists():
             found[source] = None
         else:
@@ -56,13 +86,36 @@ def find_videos(sources: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
+def list_videos(folder: Path) -> Iterator[StoredFile]:
+    """Every video in a folder or a bucket's prefix with all that is below it, in order, as its listing shows it.
+
+    Raises:
+        OSError: the bucket cannot be listed.
+    """
+    if not is_local(folder):
+        yield from _walk_bucket(folder)
+        return
+    for path in _walk(folder):
+        with contextlib.suppress(OSError):  # Gone meanwhile, or a link that leads nowhere.
+            yield stat_file(path)
+
+
+def is_listed(path: Path, folder: Path) -> bool:
+    """Whether a file in a folder of this machine, or in one below it, is one that `list_videos` would name."""
+    if not _is_video(path.name):
+        return False
+    parents = [folder / parent for parent in path.relative_to(folder).parents]
+    return not any(_is_passed_over(parent) for parent in parents if parent != folder)
+
+
 def open_results(root: Path) -> Results:
     """A results folder, made if it is not there, whose tables can be read from the first moment on.
 
     Raises:
         ConfigError: the folder cannot be made or written to.
     """
-    results = Results(root.absolute())
+    results = Results(absolute(root))
+    reach(root)
     try:
         for name, schema in TABLES.items():
             path = results.table(name) / _COLUMNS_ONLY
@@ -70,7 +123,8 @@ def open_results(root: Path) -> Results:
                 write_empty_table(path, schema, parts=results.parts)
     except OSError as error:
         raise ConfigError(
-            f"{root}: nothing can be written to this results folder ({error.strerror}); choose another with --results."
+            f"{root}: nothing can be written to this results folder ({error.strerror or error}); "
+            "choose another with --results."
         ) from error
     return results
 
@@ -82,8 +136,11 @@ def plan_jobs(
     model_version: Callable[[], str],
     settings: Settings,
     force: bool = False,
+    claims: Claims | None = None,
 ) -> Iterator[Job]:
     """What is to be done about each video, one after the other; of the same content only once.
+
+    Whoever takes a job closes it.
 
     Args:
         videos: the files.
@@ -92,25 +149,69 @@ def plan_jobs(
             while a long run goes on.
         settings: the settings to use.
         force: do again what has been done.
+        claims: those of this process in the results folder; None for claims of their own.
+
+    Raises:
+        OSError: the results folder is at fault.
     """
+    claims = claims or Claims(results)
+    # Those of a bucket are not all fetched again only to see that they are known.
+    is_worth_it = not force and len(videos) > 1 and not all(map(is_local, videos))
+    known = known_sources(results) if is_worth_it else {}
     seen: dict[str, Path] = {}
     for source in videos:
-        try:
-            video_id = content_id(source)
-        except OSError:
-            video_id = unreadable_id(source)
-        else:
-            # It could not be read once and now it can: that failure is no more.
-            results.rows("videos", unreadable_id(source)).unlink(missing_ok=True)
         version = model_version()
-        if video_id in seen:
-            yield Job(source, video_id, version, None, copy_of=seen[video_id])
-            continue
-        seen[video_id] = source
-        earlier = None if force else read_video(results.rows("videos", video_id))
-        if earlier is not None and not _is_current(earlier, results, version, settings):
-            earlier = None
-        yield Job(source, video_id, version, earlier)
+        with contextlib.ExitStack() as held:
+            video_id, file, tag = _identify(source, results, known, held)
+            if video_id in seen:
+                yield Job(source, file, video_id, tag, version, None, copy_of=seen[video_id])
+                continue
+            seen[video_id] = source
+            earlier = None if force else _earlier(video_id, results, version, settings)
+            is_elsewhere = False
+            if earlier is None:
+                if file is source and not is_local(source):
+                    file = held.enter_context(fetched(source))
+                if held.enter_context(claims.hold(video_id)):
+                    # Whoever had it until now may have finished it.
+                    earlier = None if force else _earlier(video_id, results, version, settings)
+                else:
+                    is_elsewhere = True
+            yield Job(
+                *(source, file, video_id, tag, version, earlier),
+                is_elsewhere=is_elsewhere,
+                is_forced=force,
+                held=held.pop_all(),
+            )
+
+
+def known_sources(results: Results) -> Mapping[str, KnownSource]:
+    """What the results say of each file, by its path or address as text."""
+    return read_known_sources(results.table("videos"))
+
+
+def _identify(
+    source: Path, results: Results, known: Mapping[str, KnownSource], held: contextlib.ExitStack
+) -> tuple[str, Path, str | None]:
+    """A video's id, its file on this machine if that was needed to tell, and its tag."""
+    try:
+        tag = stat_file(source).tag
+        before = known.get(utf8(str(source)))
+        if before is not None and before.tag == tag:
+            return before.video_id, source, tag
+        file = held.enter_context(fetched(source))
+        video_id = content_id(file)
+    except OSError:
+        return unreadable_id(source), source, None
+    if is_local(results.root) or (before is not None and before.video_id == unreadable_id(source)):
+        # It could not be read once and now it can: that failure is no more.
+        results.rows("videos", unreadable_id(source)).unlink(missing_ok=True)
+    return video_id, file, tag
+
+
+def _earlier(video_id: str, results: Results, model_version: str, settings: Settings) -> VideoSummary | None:
+    summary = read_video(results.rows("videos", video_id))
+    return summary if summary is not None and _is_current(summary, results, model_version, settings) else None
 
 
 def _is_current(summary: VideoSummary, results: Results, model_version: str, settings: Settings) -> bool:
@@ -125,11 +226,35 @@ def _is_current(summary: VideoSummary, results: Results, model_version: str, set
 def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
         here = Path(parent)
-        hidden_or_ours = {"annotated"} if _is_results(here) else set()
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in hidden_or_ours)
+        folders[:] = sorted(name for name in folders if not _is_passed_over(here / name))
         for name in sorted(files):
-            if not name.startswith((".", "~")) and Path(name).suffix.lower() in VIDEO_SUFFIXES:
+            if _is_video(name):
                 yield here / name
+
+
+def _walk_bucket(folder: Path) -> Iterator[StoredFile]:
+    bucket: Any = folder
+    depth = len(bucket.parts)
+    files = list(list_files(folder))
+    ours = {
+        str(file.path.parent.parent)
+        for file in files
+        if file.path.name == _COLUMNS_ONLY and file.path.parent.name == "videos"
+    }
+    for file in files:
+        is_hidden = any(name.startswith(".") for name in file.path.parts[depth:-1])
+        is_drawn = any(parent.name == "annotated" and str(parent.parent) in ours for parent in file.path.parents)
+        if not is_hidden and not is_drawn and _is_video(file.path.name):
+            yield file
+
+
+def _is_video(name: str) -> bool:
+    """Half-copied files have names of their own, such as .part, .crdownload or ~ at the end, which are no video's."""
+    return not name.startswith((".", "~")) and Path(name).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _is_passed_over(folder: Path) -> bool:
+    return folder.name.startswith(".") or (folder.name == "annotated" and _is_results(folder.parent))
 
 
 def _is_results(folder: Path) -> bool:

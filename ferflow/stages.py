@@ -1,5 +1,6 @@
 """one video -> its rows, its annotated copy, its summary: the stages, each paths in and a path out."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -15,8 +16,8 @@ from ferflow.faces import FaceDetector, crop_gray, face_window
 from ferflow.frames import VideoReader, rewrite_video
 from ferflow.overlay import draw_frame
 from ferflow.records import Analysis, FaceColumns, FaceRow, Frame, Segment, VideoSummary
-from ferflow.rows import read_faces, write_faces, write_segments, write_video
-from ferflow.storage import Results, utf8
+from ferflow.rows import read_analysis, read_faces, write_faces, write_segments, write_video
+from ferflow.storage import Results, relative, stat_file, utf8
 from ferflow.summary import (
     dominant_emotion,
     draw_timeline,
@@ -34,16 +35,33 @@ Progress = Callable[[int, int | None], None]
 
 
 def analyze_video(
-    source: Path,
+    file: Path,
     results: Results,
     *,
     video_id: str,
     detector: FaceDetector,
     classifier: EmotionClassifier,
     settings: Settings,
+    source: Path | None = None,
+    tag: str | None = None,
+    redo: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Find, follow and score every face of a video; write them as one file of the faces table.
+
+    A file that an unfinished run with the same model and settings left there is taken as it is.
+
+    Args:
+        file: the video on this machine.
+        results: where to write.
+        video_id: hash of its bytes.
+        detector: finds the faces.
+        classifier: scores them.
+        settings: what to look at.
+        source: where the video came from, as the tables name it; the file itself if left out.
+        tag: by what the source is known again, see `storage.StoredFile`.
+        redo: make anew what is there.
+        progress: told of every frame.
 
     Returns:
         The Parquet file; a video without faces gives one without rows.
@@ -53,12 +71,15 @@ def analyze_video(
     """
     started_at = datetime.now(UTC)
     path = results.rows("faces", video_id)
-    with VideoReader(source) as reader:
+    if not redo and _is_analyzed(path, classifier.version, settings):
+        return path
+    with _naming(str(source or file), file), VideoReader(file) as reader:
 
         def describe() -> Analysis:
             return Analysis(
                 video_id=video_id,
-                source=utf8(str(source)),
+                source=utf8(str(source or file)),
+                source_tag=tag,
                 model_version=classifier.version,
                 settings_hash=settings.settings_hash,
                 started_at=started_at,
@@ -73,12 +94,14 @@ def analyze_video(
 
 
 def annotate_video(
-    source: Path, faces_path: Path, results: Results, *, settings: Settings, progress: Progress | None = None
+    file: Path, faces_path: Path, results: Results, *, settings: Settings, progress: Progress | None = None
 ) -> Path:
     """Write a copy of a video with its faces' boxes and labels.
 
+    One that was drawn after the faces were written is taken as it is.
+
     Args:
-        source: the video.
+        file: the video on this machine.
         faces_path: what `analyze_video` made of it.
         results: where to write.
         settings: those of the analysis.
@@ -91,9 +114,11 @@ def annotate_video(
         VideoError: the video cannot be read.
     """
     faces, analysis = read_faces(faces_path)
+    path = results.annotated(analysis.source, analysis.video_id)
+    if _is_newer(path, faces_path):
+        return path
     emotions = emotion_of_rows(faces, _segments(faces, settings))
     smoothed = replace(faces, probabilities=smooth_probabilities(faces, window_seconds=settings.smoothing_seconds))
-    path = results.annotated(analysis.source, analysis.video_id)
 
     size_wh = analysis.info.width, analysis.info.height
 
@@ -102,7 +127,8 @@ def annotate_video(
         if progress is not None:
             progress(frame.index + 1, analysis.info.frame_count)
 
-    rewrite_video(source, path, draw, max_short_side_px=settings.annotated_short_side_px or None)
+    with _naming(analysis.source, file):
+        rewrite_video(file, path, draw, max_short_side_px=settings.annotated_short_side_px or None, parts=results.parts)
     return path
 
 
@@ -124,13 +150,13 @@ def summarize_video(faces_path: Path, annotated_path: Path | None, results: Resu
         results.rows("segments", analysis.video_id), segments, video_id=analysis.video_id, parts=results.parts
     )
     timeline_path = results.timeline(analysis.source, analysis.video_id)
-    timeline_path.parent.mkdir(parents=True, exist_ok=True)
     draw_timeline(
         faces,
         segments,
         timeline_path,
         title=Path(analysis.source).name,
         duration_seconds=analysis.info.duration_seconds,
+        parts=results.parts,
     )
     shares = emotion_shares(faces, segments)
     finished_at = datetime.now(UTC)
@@ -138,6 +164,7 @@ def summarize_video(faces_path: Path, annotated_path: Path | None, results: Resu
     summary = VideoSummary(
         video_id=analysis.video_id,
         source=analysis.source,
+        source_tag=analysis.source_tag,
         status="done",
         error=analysis.info.warning,
         info=analysis.info,
@@ -145,8 +172,8 @@ def summarize_video(faces_path: Path, annotated_path: Path | None, results: Resu
         track_count=len(np.unique(faces.track_id)),
         dominant_emotion=dominant_emotion(shares),
         emotion_shares=shares,
-        annotated_path=None if annotated_path is None else annotated_path.relative_to(results.root).as_posix(),
-        timeline_path=timeline_path.relative_to(results.root).as_posix(),
+        annotated_path=None if annotated_path is None else relative(annotated_path, results),
+        timeline_path=relative(timeline_path, results),
         model_version=analysis.model_version,
         settings_hash=analysis.settings_hash,
         processed_at=finished_at,
@@ -157,7 +184,14 @@ def summarize_video(faces_path: Path, annotated_path: Path | None, results: Resu
 
 
 def record_failure(
-    source: Path, error: VideoError, results: Results, *, video_id: str, model_version: str, settings: Settings
+    source: Path,
+    error: VideoError,
+    results: Results,
+    *,
+    video_id: str,
+    model_version: str,
+    settings: Settings,
+    tag: str | None = None,
 ) -> Path:
     """Write the row of a video that cannot be analysed, and take away what an earlier analysis left of it.
 
@@ -170,6 +204,7 @@ def record_failure(
     summary = VideoSummary(
         video_id=video_id,
         source=utf8(str(source)),
+        source_tag=tag,
         status="failed",
         error=utf8(str(error).removeprefix(f"{source}: ")),
         info=None,
@@ -186,6 +221,34 @@ def record_failure(
     )
     write_video(path, summary, parts=results.parts)
     return path
+
+
+def _is_analyzed(path: Path, model_version: str, settings: Settings) -> bool:
+    analysis = read_analysis(path)
+    return (
+        analysis is not None
+        and analysis.model_version == model_version
+        and analysis.settings_hash == settings.settings_hash
+    )
+
+
+def _is_newer(path: Path, than: Path) -> bool:
+    try:
+        return stat_file(path).modified_at >= stat_file(than).modified_at
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _naming(source: str, file: Path) -> Iterator[None]:
+    """What is said of a copy is said of where it came from."""
+    try:
+        yield
+    except VideoError as error:
+        text = str(error)
+        if source == str(file) or not text.startswith(f"{file}: "):
+            raise
+        raise VideoError(f"{source}: {text.removeprefix(f'{file}: ')}") from error
 
 
 def _scored(frames: Iterable[Frame], detector: FaceDetector, classifier: EmotionClassifier) -> Iterator[FaceRow]:

@@ -1,15 +1,54 @@
-"""folder: one way to list, identify and commit a file; where each result lies."""
+"""folder or bucket: one way to list, fetch and commit a file; where each result lies.
+
+A place in a folder is a `pathlib.Path`. One in a bucket is a path of universal-pathlib, which reads and behaves like a
+Path and is typed as one here; `is_local` tells them apart. Amazon's and every other S3 service are tested; what else
+universal-pathlib knows (Google's gs://, Azure's az://) works once its driver (gcsfs, adlfs) is installed.
+"""
 
 import contextlib
 import hashlib
 import os
+import shutil
+import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
+
+from ferflow.errors import ConfigError
 
 _ID_LENGTH = 16
 # 64 bits: among a hundred million videos two share an id with a probability below one in three thousand.
+
+_S3_OPTIONS = {
+    # A listing that is kept would hide what came since.
+    "use_listings_cache": False,
+    # Throttled, timed out, reset: tried again, each time after a longer wait.
+    "config_kwargs": {
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        "retries": {"mode": "standard", "max_attempts": 8},
+        # Newer checksums than most S3 services understand.
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file as a listing shows it."""
+
+    path: Path
+    """Where it is."""
+    size_bytes: int
+    """Its length."""
+    tag: str
+    """Changes when the bytes do: length with the time of the last change, or with the bucket's ETag."""
+    modified_at: float
+    """When it was last changed, seconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +56,17 @@ class Results:
     """A results folder: where each file of each video lies in it."""
 
     root: Path
-    """The folder that `--results` names."""
+    """The folder or bucket that `--results` names."""
 
     @property
     def parts(self) -> Path:
         """Unfinished files; hidden, so that no reader of a table meets one."""
         return self.root / ".parts"
+
+    @property
+    def claims(self) -> Path:
+        """Who is at work on which video."""
+        return self.root / ".claims"
 
     def table(self, name: str) -> Path:
         """Folder of a table: `faces`, `videos` or `segments`."""
@@ -41,22 +85,213 @@ class Results:
         return self.root / "timelines" / f"{_readable(source)}-{video_id[:8]}.png"
 
 
+def place(text: str | os.PathLike[str]) -> Path:
+    """Read what a person names a folder or a file by: a path, or an address such as s3://bucket/prefix.
+
+    Raises:
+        ConfigError: an address of a kind that nothing here can open, or one that holds a password.
+    """
+    if not isinstance(text, str):
+        return text if not isinstance(text, os.PathLike) or isinstance(text, Path) else Path(text)
+    scheme, separator, rest = text.partition("://")
+    if not separator or "/" in scheme:
+        return Path(text)
+    if scheme == "file":
+        return Path(rest)
+    if "@" in rest.partition("/")[0]:
+        raise ConfigError(
+            f"{scheme}://...@{rest.rpartition('@')[2]}: leave the key out of the address; it is taken from where the "
+            "store's own tools look for it, such as AWS_ACCESS_KEY_ID or ~/.aws."
+        )
+    from upath import UPath
+
+    try:
+        options: dict[str, Any] = _S3_OPTIONS if scheme in ("s3", "s3a") else {}
+        bucket: Any = UPath(text.rstrip("/"), **options)
+        bucket.fs  # noqa: B018  (its driver is loaded here)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"{text}: {scheme}:// cannot be opened ({error}); name a folder or s3://...") from error
+    return bucket  # type: ignore[no-any-return]
+
+
+def is_local(path: Path) -> bool:
+    """Whether a place is a folder or file of this machine."""
+    return isinstance(path, Path)
+
+
+def absolute(path: Path) -> Path:
+    """The same place, wherever this process stands."""
+    return path.absolute() if is_local(path) else path
+
+
+def reach(path: Path) -> None:
+    """Make sure that a bucket can be listed, before anything is begun; a folder is taken as it is.
+
+    Raises:
+        ConfigError: there is no such bucket, or the key for it is missing or wrong.
+    """
+    if is_local(path):
+        return
+    bucket: Any = path
+    try:
+        bucket.fs.ls(bucket.path.partition("/")[0], detail=False)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is no such bucket; check the name, or make it first.") from error
+    except PermissionError as error:
+        raise ConfigError(
+            f"{path}: the store refuses the key that it was given, or the key may not list this bucket; "
+            "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials."
+        ) from error
+    except Exception as error:
+        # Each store's library has errors of its own; what they are about is the same.
+        kind = type(error).__name__
+        if "Credentials" in kind:
+            raise ConfigError(
+                f"{path}: no key for this store was found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "or fill ~/.aws/credentials."
+            ) from error
+        raise ConfigError(
+            f"{path}: the store does not answer ({kind}); check the network, and AWS_ENDPOINT_URL for a store of your "
+            "own."
+        ) from error
+
+
+def stat_file(path: Path) -> StoredFile:
+    """Look at one file without reading it.
+
+    Raises:
+        OSError: it is not there or not to be seen.
+    """
+    if is_local(path):
+        return _local_file(path, path.stat())
+    bucket: Any = path
+    return _stored_object(path, bucket.fs.info(bucket.path))
+
+
+def list_files(folder: Path) -> Iterator[StoredFile]:
+    """Every file of a folder with all that is below it, or of a bucket's prefix; those that vanish meanwhile left out.
+
+    Raises:
+        OSError: the folder or bucket is not to be seen.
+    """
+    if is_local(folder):
+        for parent, folders, files in os.walk(folder):
+            folders.sort()
+            for name in sorted(files):
+                path = Path(parent) / name
+                with contextlib.suppress(FileNotFoundError):
+                    yield _local_file(path, path.stat())
+        return
+    bucket: Any = folder
+    root = bucket.path.rstrip("/")
+    for name, info in sorted(bucket.fs.find(root, detail=True).items()):
+        if not name.endswith("/"):
+            yield _stored_object(folder / name.removeprefix(root).lstrip("/"), info)
+
+
+@contextlib.contextmanager
+def fetched(path: Path) -> Iterator[Path]:
+    """A file of this machine with a file's bytes: itself, or a copy of the bucket's that is gone when the block ends.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if is_local(path):
+        yield path
+        return
+    bucket: Any = path
+    folder = workspace(Path(tempfile.gettempdir()) / "ferflow-scratch") / uuid.uuid4().hex
+    folder.mkdir()
+    try:
+        # Under its own name, by which messages call it; the store's names may be longer than a disk's.
+        copy = folder / (_readable(path.name)[:100] + path.suffix[:20])
+        bucket.fs.get_file(bucket.path, str(copy))
+        yield copy
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def part_file(target: Path, *, folder: Path | None = None) -> Iterator[Path]:
     """Write a file so that it appears complete or not at all.
 
-    Yields a path whose name ends in `.part`, in `folder` (on the target's disk) or else, hidden, beside the
-    target; when the block ends well it is renamed to the target, otherwise removed.
+    Yields a path of this machine whose name ends in `.part`: under `folder` (on the target's disk) or else, hidden,
+    beside the target; for a bucket somewhere else. When the block ends well it is renamed to the target, or sent to the
+    bucket as one object; otherwise removed.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    part = (folder or target.parent) / f".{uuid.uuid4().hex}.part"
+    if not is_local(target):
+        bucket: Any = target
+        part = workspace(Path(tempfile.gettempdir()) / "ferflow-scratch") / f"{uuid.uuid4().hex}.part"
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = (target.parent if folder is None else workspace(folder)) / f".{uuid.uuid4().hex}.part"
     try:
         yield part
-        os.replace(part, target)
+        if is_local(target):
+            os.replace(part, target)
+        else:
+            bucket.fs.put_file(str(part), bucket.path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def relative(path: Path, results: Results) -> str:
+    """How a results folder's own tables name a file in it."""
+    return str(path).removeprefix(str(results.root)).lstrip("/\\").replace("\\", "/")
+
+
+_workspaces: dict[Path, tuple[Path, IO[bytes]]] = {}
+_workspaces_lock = threading.Lock()
+
+
+def workspace(parent: Path) -> Path:
+    """A folder of this process's own for unfinished files; those that a killed process left beside it are removed."""
+    with _workspaces_lock:
+        known = _workspaces.get(parent)
+        if known is not None and known[0].is_dir():
+            return known[0]
+        parent.mkdir(parents=True, exist_ok=True)
+        for lock in parent.glob("*.lock"):
+            _remove_if_abandoned(lock)
+        folder = parent / uuid.uuid4().hex
+        # Locked before it has the name by which others find it.
+        waiting = folder.with_suffix(".new")
+        file = waiting.open("wb")
+        _lock(file)
+        waiting.rename(folder.with_suffix(".lock"))
+        folder.mkdir()
+        if not _workspaces:
+            import atexit
+
+            atexit.register(_leave_workspaces)
+        _workspaces[parent] = folder, file
+        return folder
+
+
+def _leave_workspaces() -> None:
+    for folder, file in _workspaces.values():
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.with_suffix(".lock").unlink()
+        file.close()
+    _workspaces.clear()
+
+
+def _remove_if_abandoned(lock: Path) -> None:
+    with contextlib.suppress(OSError), lock.open("rb+") as file:
+        if _lock(file):  # Held by its process as long as that lives.
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink()
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock a file until it is closed or its process dies; False where there are no such locks (Windows)."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
 
 
 def content_id(path: Path) -> str:
@@ -71,12 +306,23 @@ def content_id(path: Path) -> str:
 
 def unreadable_id(path: Path) -> str:
     """Name a file whose bytes cannot be read, by its path."""
-    return hashlib.sha256(b"unreadable:" + os.fsencode(path)).hexdigest()[:_ID_LENGTH]
+    return hashlib.sha256(b"unreadable:" + os.fsencode(str(path))).hexdigest()[:_ID_LENGTH]
 
 
 def utf8(text: str) -> str:
     """A path or a message about it as text that every table and terminal takes; odd bytes of a name become `\\xe9`."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _local_file(path: Path, status: os.stat_result) -> StoredFile:
+    return StoredFile(path, status.st_size, f"{status.st_size}-{status.st_mtime_ns}", status.st_mtime)
+
+
+def _stored_object(path: Path, info: dict[str, Any]) -> StoredFile:
+    changed: Any = info.get("LastModified") or info.get("mtime") or info.get("updated") or info.get("last_modified")
+    tag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or changed
+    modified_at = changed.timestamp() if hasattr(changed, "timestamp") else 0.0
+    return StoredFile(path, info["size"], f"{info['size']}-{str(tag).strip(chr(34))}", modified_at)
 
 
 def _readable(source: str) -> str:

@@ -215,7 +215,13 @@ def _settle(
 
 
 def draw_timeline(
-    faces: FaceColumns, segments: list[Segment], path: Path, *, title: str, duration_seconds: float
+    faces: FaceColumns,
+    segments: list[Segment],
+    path: Path,
+    *,
+    title: str,
+    duration_seconds: float,
+    parts: Path | None = None,
 ) -> None:
     """Write a PNG on which a person sees at a glance who showed what, and when.
 
@@ -230,6 +236,7 @@ def draw_timeline(
         path: where to write.
         title: the video's file name.
         duration_seconds: length of the video.
+        parts: folder for the unfinished file, on the target's disk; None for one beside the target.
     """
     seen_seconds = _seen_seconds(faces)
     people = sorted(sorted(seen_seconds, key=lambda track: -seen_seconds[track])[:_MOST_LANES])
@@ -256,7 +263,7 @@ def draw_timeline(
     _draw_shares(picture, shares)
     _write(picture, _footnote(seen_seconds, people, with_areas), _MARGIN_PX, bottom_px + 68, 16, color=_GREY)
 
-    with part_file(path) as part:
+    with part_file(path, folder=parts) as part:
         part.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
 
 

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
@@ -16,6 +15,7 @@ from ferflow.config import Settings, load_settings
 from ferflow.errors import FerflowError
 from ferflow.records import VideoSummary
 from ferflow.sources import Job, find_videos, open_results, plan_jobs
+from ferflow.storage import place
 from flows.each_video import Stages, default_workers, process_each
 from flows.report import describe
 from flows.server import result_on_server
@@ -29,11 +29,11 @@ _ROWS_IN_TABLE = 1000
 _DEFAULTS = load_settings(None)
 
 Outcome = tuple[Job, VideoSummary | None]
-"""A video and what became of it; None for a copy of another, whose result stands for both."""
+"""A video and what became of it; None where nothing was done about it: a copy of another, or in another run."""
 
 
 def _name_run() -> str:
-    sources = [Path(source) for source in flow_run.parameters["sources"]]
+    sources = [place(source) for source in flow_run.parameters["sources"]]
     names = ", ".join(source.name for source in sources[:3]) + (", ..." if len(sources) > 3 else "")
     try:
         count = len(find_videos(sources))
@@ -65,8 +65,8 @@ def analyze_videos(
     """
     outcomes = _Outcomes()
     try:
-        videos = find_videos(map(Path, sources))
-        folder = open_results(Path(results))
+        videos = find_videos(map(place, sources))
+        folder = open_results(place(results))
         version = warm_classifier(settings.model).version
         in_use = partial(version_in_use, settings.model)
         get_run_logger().info("%s, model %s, results in %s", _videos(len(videos)), version, folder.root)
@@ -112,6 +112,10 @@ class _Outcomes:
         """Keep it for the end."""
         self._outcomes.append((job, None))
 
+    def elsewhere(self, job: Job) -> None:
+        """Keep it for the end."""
+        self._outcomes.append((job, None))
+
     def finished(self, job: Job, summary: VideoSummary) -> None:
         """Keep it for the end; say now what is wrong."""
         self._outcomes.append((job, summary))
@@ -127,7 +131,7 @@ class _Outcomes:
         if not self._outcomes:
             return
         rows = [_row(job, summary) for job, summary in self._outcomes]
-        rows.sort(key=lambda row: ("failed", "done", "already done", "copy").index(row["outcome"]))
+        rows.sort(key=lambda row: ("failed", "done", "already done", "in another run", "copy").index(row["outcome"]))
         note = "" if len(rows) <= _ROWS_IN_TABLE else f" The first {_ROWS_IN_TABLE}:"
         create_table_artifact(rows[:_ROWS_IN_TABLE], key="analyzed-videos", description=f"{self._counts()}{note}")
 
@@ -148,17 +152,21 @@ class _Outcomes:
     def _counts(self) -> str:
         counts = Counter(_outcome(job, summary) for job, summary in self._outcomes)
         copies = f", {counts['copy']} {'copy' if counts['copy'] == 1 else 'copies'} of others" if counts["copy"] else ""
-        return f"{counts['done']} analysed, {counts['already done']} already done, {counts['failed']} failed{copies}."
+        elsewhere = f", {counts['in another run']} in another run" if counts["in another run"] else ""
+        done = f"{counts['done']} analysed, {counts['already done']} already done, {counts['failed']} failed"
+        return f"{done}{copies}{elsewhere}."
 
 
 def _outcome(job: Job, summary: VideoSummary | None) -> str:
     if summary is None:
-        return "copy"
+        return "in another run" if job.is_elsewhere else "copy"
     return "already done" if summary.status == "done" and job.earlier else summary.status
 
 
 def _row(job: Job, summary: VideoSummary | None) -> dict[str, Any]:
     row: dict[str, Any] = {"video": job.source.name, "outcome": _outcome(job, summary)}
+    if job.is_elsewhere:
+        return row | {"note": "another run is at work on it"}
     if summary is None:
         return row | {"note": f"the same content as {job.copy_of}, whose result stands for both"}
     info = summary.info

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ferflow.errors import FerflowError
+from ferflow.storage import absolute, place
 from flows.arguments import add_prefect, add_settings, given_settings, positive
 from flows.server import is_wanted, leave_logging_to_prefect
 
@@ -54,7 +55,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("sources", metavar="SOURCE", nargs="+", type=Path, help="a video, or a folder of videos")
+    parser.add_argument(
+        "sources", metavar="SOURCE", nargs="+", type=place, help="a video, a folder of videos, or s3://..."
+    )
     _add_run_arguments(parser, results=Path("results"))
     add_prefect(parser)
 
@@ -62,7 +65,7 @@ def _add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_run_arguments(parser: argparse.ArgumentParser, *, results: Path) -> None:
     from ferflow.config import Settings
 
-    parser.add_argument("--results", metavar="DIR", type=Path, default=results, help="where to write (%(default)s)")
+    parser.add_argument("--results", metavar="DIR", type=place, default=results, help="where to write (%(default)s)")
     parser.add_argument("--force", action="store_true", help="do again what has been done")
     parser.add_argument("--workers", metavar="N", type=positive, help="videos at a time (half of the processors)")
     parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file like configs/default.toml")
@@ -89,12 +92,14 @@ def _analyze_under_prefect(args: argparse.Namespace) -> int:
     from flows.analyze_videos import analyze_on_server
     from flows.report import Report
 
-    sources = [str(source.absolute()) for source in args.sources]
+    sources = [str(absolute(source)) for source in args.sources]
     report = Report(len(videos))
     for job, summary in analyze_on_server(
         sources, str(results.root), settings=settings, force=args.force, workers=args.workers
     ):
-        if summary is None:
+        if job.is_elsewhere:
+            report.elsewhere(job)
+        elif summary is None:
             report.copied(job)
         else:
             report.finished(job, summary)
@@ -192,8 +197,10 @@ COMMANDS: dict[str, tuple[str, _AddArguments, _Run]] = {
         *_of("flows.retrain_command"),
     ),
     "review": ("pick the faces that a person should label next, as pictures to sort", *_of("flows.review_command")),
+    "serve": ("offer what can be started from Prefect's page, and run it here", *_of("flows.serve_command")),
     "tables": ("list the tables and what their columns mean", lambda parser: None, _tables),
     "train": ("train an emotion model on labelled faces", *_of("flows.train_command")),
+    "up": ("start Prefect's page and the watcher: a video copied into inbox/ is analysed", *_of("flows.up_command")),
 }
 
 if __name__ == "__main__":

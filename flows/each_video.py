@@ -1,5 +1,6 @@
 """jobs + the stages of one video -> every video dealt with, several at a time, a broken one recorded"""
 
+import contextlib
 import contextvars
 import os
 import threading
@@ -39,6 +40,10 @@ class Listener(Protocol):
 
     def copied(self, job: Job) -> None:
         """A file holds the same bytes as `job.copy_of`; there is nothing to do about it."""
+        ...
+
+    def elsewhere(self, job: Job) -> None:
+        """Another run is at work on a video; there is nothing to do about it here."""
         ...
 
     def finished(self, job: Job, summary: VideoSummary) -> None:
@@ -96,10 +101,13 @@ def process_each(
         try:
             while (job := take()) is not None:
                 try:
-                    if job.copy_of is not None:
-                        listener.copied(job)
-                    else:
-                        listener.finished(job, job.earlier or process(job))
+                    with contextlib.closing(job):
+                        if job.copy_of is not None:
+                            listener.copied(job)
+                        elif job.is_elsewhere:
+                            listener.elsewhere(job)
+                        else:
+                            listener.finished(job, job.earlier or process(job))
                 except (FerflowError, OSError):
                     raise
                 except Exception as error:
@@ -133,6 +141,7 @@ def process_each(
                 video_id=job.video_id,
                 model_version=job.model_version,
                 settings=settings,
+                tag=job.tag,
             )
         summary = read_video(path)
         assert summary is not None

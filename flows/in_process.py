@@ -45,18 +45,21 @@ def analyze_in_process(
 
 def _analyze(job: Job, results: Results, settings: Settings, progress: Progress) -> Path:
     return analyze_video(
-        job.source,
+        job.file,
         results,
         video_id=job.video_id,
         detector=face_finder(),
         classifier=warm_classifier(settings.model),
         settings=settings,
+        source=job.source,
+        tag=job.tag,
+        redo=job.is_forced,
         progress=progress,
     )
 
 
 def _annotate(job: Job, faces_path: Path, results: Results, settings: Settings, progress: Progress) -> Path:
-    return annotate_video(job.source, faces_path, results, settings=settings, progress=progress)
+    return annotate_video(job.file, faces_path, results, settings=settings, progress=progress)
 
 
 def _summarize(job: Job, faces_path: Path, annotated_path: Path | None, results: Results, settings: Settings) -> Path:

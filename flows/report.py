@@ -27,6 +27,8 @@ class Report:
         """Videos whose results were there already."""
         self.copies = 0
         """Files with the same content as another."""
+        self.elsewhere_count = 0
+        """Videos that another run is at work on."""
         self._video_count = video_count
         self._lock = threading.Lock()
         self._bars: dict[Job, tuple[TaskID, str, float]] = {}
@@ -75,6 +77,12 @@ class Report:
         assert job.copy_of is not None
         self._tell(f"{job.source.name}: the same content as {job.copy_of.name}")
 
+    def elsewhere(self, job: Job) -> None:
+        """Say that another run does it."""
+        with self._lock:
+            self.elsewhere_count += 1
+        self._tell(f"{job.source.name}: another run is at work on it")
+
     def finished(self, job: Job, summary: VideoSummary) -> None:
         """Say in a line what became of a video."""
         with self._lock:
@@ -89,7 +97,7 @@ class Report:
         self._tell(describe(summary) if job.earlier is None or summary.status == "failed" else None)
 
     def _tell(self, line: str | None) -> None:
-        count = len(self.done) + len(self.failed) + self.unchanged + self.copies
+        count = len(self.done) + len(self.failed) + self.unchanged + self.copies + self.elsewhere_count
         self._progress.update(self._all, completed=count)
         if line is not None:
             self._console.print(f"[{count}/{self._video_count}] {line}", markup=False)
@@ -100,8 +108,9 @@ class Report:
         with contextlib.suppress(ValueError):
             root = root.relative_to(Path.cwd())
         copies = f", {_count(self.copies, 'copy', 'copies')} of others" if self.copies else ""
+        elsewhere = f", {self.elsewhere_count} in another run" if self.elsewhere_count else ""
         lines = [
-            f"{len(self.done)} analysed, {self.unchanged} already done, {len(self.failed)} failed{copies}.",
+            f"{len(self.done)} analysed, {self.unchanged} already done, {len(self.failed)} failed{copies}{elsewhere}.",
             f"Tables:           {root / 'faces'}, {root / 'segments'}, {root / 'videos'}",
             f"Annotated videos: {root / 'annotated'}",
             f"Timelines:        {root / 'timelines'}",

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from prefect_server import on_server, server  # noqa: F401
+from s3_server import bucket, s3_server  # noqa: F401
 
 _TICKS_PER_SECOND = 90_000
 _SAMPLES_PER_SECOND = 48_000

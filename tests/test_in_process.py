@@ -29,9 +29,13 @@ class Heard:
         self.summaries: dict[str, VideoSummary] = {}
         self.unchanged: set[str] = set()
         self.copies: list[str] = []
+        self.elsewhere_names: list[str] = []
 
     def stage(self, job: Job, name: str, done: int, expected: int | None) -> None:
         self.stages.append((job.source.name, name, done, expected))
+
+    def elsewhere(self, job: Job) -> None:
+        self.elsewhere_names.append(job.source.name)
 
     def copied(self, job: Job) -> None:
         self.copies.append(job.source.name)
@@ -215,8 +219,12 @@ class FakeStages:
         return heard
 
 
+def job(name: str, video_id: str) -> Job:
+    return Job(Path(name), Path(name), video_id, None, "fake", None)
+
+
 def jobs(*names: str) -> Iterator[Job]:
-    return (Job(Path(name), f"id-of-{name}", "fake", None) for name in names)
+    return (job(name, f"id-of-{name}") for name in names)
 
 
 def test_a_video_is_finished_before_the_next_is_begun(results):
@@ -236,7 +244,7 @@ def test_a_backlog_is_asked_for_as_it_is_worked_off(results):
             asked.append(number)
             begun = sum(call.startswith("analyze") for call in stages.calls)
             most_waiting = max(most_waiting, len(asked) - begun)
-            yield Job(Path(str(number)), str(number), "fake", None)
+            yield job(str(number), str(number))
 
     heard = stages.run(backlog(), results, workers=4)
     assert len(heard.summaries) == 200

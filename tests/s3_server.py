@@ -1,0 +1,173 @@
+"""a real S3 server for the tests: Ceph's object gateway on the loopback, its one disk in memory"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect_server import eventually
+
+PROGRAMS = ("ceph-mon", "ceph-osd", "ceph-mgr", "radosgw", "radosgw-admin", "monmaptool", "ceph")
+
+
+@dataclass(frozen=True, slots=True)
+class S3Server:
+    """A gateway that answers, and who may use it."""
+
+    url: str
+    """Its address."""
+    key: str
+    """Access key."""
+    secret: str
+    """Secret key."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a person would set to use it."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory) -> Iterator[S3Server]:
+    """Start the gateway once for all tests."""
+    lacking = [name for name in PROGRAMS if shutil.which(name) is None]
+    if lacking:
+        if os.environ.get("CI"):
+            pytest.fail(f"{', '.join(lacking)} missing, and CI may skip nothing")
+        pytest.skip("no S3 server: `sudo apt-get install radosgw ceph-mon ceph-osd ceph-mgr ceph-common`")
+    with serve_s3(tmp_path_factory.mktemp("ceph"), "127.0.0.1") as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, monkeypatch) -> Path:
+    """An empty bucket of the test's own, whose key stands where the store's own tools look for it."""
+    from ferflow.storage import place
+
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    # A driver keeps the connection of the server that it was made for.
+    root: Any = place(f"s3://test-{uuid.uuid4().hex}")
+    root.fs.mkdir(root.path)
+    return root
+
+
+@contextlib.contextmanager
+def serve_s3(home: Path, host: str) -> Iterator[S3Server]:
+    """Start a gateway that listens on an address of this machine; stop it and all behind it at the end."""
+    monitor, gateway, cluster = _free_port(host), _free_port(host), str(uuid.uuid4())
+    config = home / "ceph.conf"
+    config.write_text(f"""
+[global]
+fsid = {cluster}
+mon host = v2:{host}:{monitor}
+public addr = {host}
+cluster addr = {host}
+auth cluster required = none
+auth service required = none
+auth client required = none
+ms mon client mode = crc secure
+ms bind ipv6 = false
+run dir = {home}
+admin socket = {home}/$name.asok
+log file = {home}/$name.log
+pid file =
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 4
+osd pool default pg autoscale mode = off
+osd crush chooseleaf type = 0
+osd objectstore = memstore
+memstore device bytes = 2147483648
+mon allow pool size one = true
+mon osd full ratio = 1.0
+mon osd nearfull ratio = 1.0
+mon data = {home}/mon
+mon data avail crit = 1
+mon data avail warn = 1
+osd data = {home}/osd
+osd journal = {home}/osd/journal
+mgr data = {home}/mgr
+mgr initial modules =
+[client.rgw]
+rgw data = {home}/rgw
+rgw frontends = beast endpoint={host}:{gateway}
+rgw run sync thread = false
+rgw enable usage log = false
+""")
+    for folder in ("osd", "mgr", "rgw"):
+        (home / folder).mkdir()
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(*command: str) -> str:
+        done = subprocess.run([command[0], "-c", str(config), *command[1:]], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+        return done.stdout
+
+    def start(*command: str) -> None:
+        with (home / f"{command[0]}.out").open("wb") as log:
+            started.append(
+                subprocess.Popen([command[0], "-c", str(config), "-f", *command[1:]], stdout=log, stderr=log)
+            )
+
+    try:
+        monmap = str(home / "monmap")
+        run("monmaptool", "--create", "--fsid", cluster, "--addv", "a", f"[v2:{host}:{monitor}]", monmap)
+        run("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap)
+        start("ceph-mon", "-i", "a")
+        osd = str(uuid.uuid4())
+        run("ceph", "--connect-timeout", "30", "osd", "new", osd)
+        run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
+        start("ceph-mgr", "-i", "x")
+        start("ceph-osd", "-i", "0")
+        key, secret = "testkey", uuid.uuid4().hex
+        run(
+            "radosgw-admin",
+            "user",
+            "create",
+            "--uid=test",
+            "--display-name=test",
+            f"--access-key={key}",
+            f"--secret={secret}",
+        )
+        start("radosgw", "-n", "client.rgw")
+        url = f"http://{host}:{gateway}"
+
+        def is_up() -> bool:
+            assert all(process.poll() is None for process in started), _tails(home)
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
+                return answer.status == 200
+            return False
+
+        eventually(is_up, "the S3 server")
+        yield S3Server(url, key, secret)
+    finally:
+        for process in reversed(started):
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as listener:
+        listener.bind((host, 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _tails(home: Path) -> str:
+    return json.dumps({path.name: path.read_text(errors="replace")[-1500:] for path in home.glob("*.out")}, indent=1)

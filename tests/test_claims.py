@@ -1,0 +1,135 @@
+"""Claims: no two processes are at work on the same video, and none is kept from it by a dead one."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ferflow.claims import Claims, Owner, this_process
+from ferflow.storage import Results, place
+
+ELSEWHERE = Owner("other", "another machine", 1, "1")
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def results(request, tmp_path) -> Results:
+    if request.param == "folder":
+        return Results(tmp_path)
+    return Results(request.getfixturevalue("bucket"))
+
+
+def test_only_one_of_many_gets_a_video(results):
+    start, got = threading.Barrier(8), []
+    done = threading.Event()
+
+    def try_it(number: int) -> None:
+        claims = Claims(results, owner=dataclasses.replace(ELSEWHERE, name=str(number)))
+        start.wait()
+        with claims.hold("v") as is_mine:
+            if is_mine:
+                got.append(number)
+                done.wait(60)
+
+    threads = [threading.Thread(target=try_it, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for _ in range(600):
+        if got and sum(thread.is_alive() for thread in threads) == 1:
+            break
+        time.sleep(0.1)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 1
+    with Claims(results).hold("v") as is_mine:
+        assert is_mine, "whoever had it gave it back"
+
+
+def test_a_claim_that_nobody_renews_is_free_after_its_time(results):
+    abandon(results, "v", renewed_seconds_ago=5)
+    with Claims(results, claim_seconds=60).hold("v") as is_mine:
+        assert not is_mine
+    with Claims(results, claim_seconds=4).hold("v") as is_mine:
+        assert is_mine
+
+
+def test_of_several_who_see_a_dead_one_only_one_takes_over(results):
+    abandon(results, "v", renewed_seconds_ago=500)
+    start, got = threading.Barrier(6), []
+
+    def try_it(number: int) -> None:
+        start.wait()
+        with Claims(results, owner=dataclasses.replace(ELSEWHERE, name=str(number))).hold("v") as is_mine:
+            got.append(is_mine)
+            time.sleep(2)
+
+    threads = [threading.Thread(target=try_it, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(got) == [False] * 5 + [True]
+
+
+def test_a_claim_that_is_held_is_renewed(results):
+    with Claims(results, claim_seconds=2, owner=ELSEWHERE).hold("v"):
+        time.sleep(4)
+        with Claims(results, claim_seconds=2).hold("v") as is_mine:
+            assert not is_mine
+
+
+def test_who_was_cut_off_for_long_hears_that_another_took_over(results):
+    slow = Claims(results, claim_seconds=2, owner=ELSEWHERE)
+    with slow.hold("v"):
+        assert not slow.is_lost("v")
+        (results.claims / "v.1").write_bytes(b"{}")
+        time.sleep(2)
+        assert slow.is_lost("v")
+    assert (results.claims / "v.1").exists(), "the other's claim stands"
+
+
+def test_what_a_killed_process_of_this_machine_held_is_free_at_once(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=hold_for_ever, args=(tmp_path,))
+    process.start()
+    claim = tmp_path / ".claims" / "v.0"
+    while not (claim.exists() and claim.read_bytes()):
+        time.sleep(0.05)
+    with Claims(Results(tmp_path)).hold("v") as is_mine:
+        assert not is_mine
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with Claims(Results(tmp_path)).hold("v") as is_mine:
+        assert is_mine
+
+
+def test_nothing_is_left_when_the_work_is_done(results):
+    abandon(results, "v", renewed_seconds_ago=500)
+    with Claims(results).hold("v"), Claims(results).hold("w"):
+        assert {path.name for path in results.claims.iterdir()} == {"v.0", "v.1", "w.0"}
+    assert not results.claims.exists() or not list(results.claims.iterdir())
+
+
+def hold_for_ever(root: Path) -> None:
+    with Claims(Results(root)).hold("v"):
+        time.sleep(600)
+
+
+def abandon(results: Results, video_id: str, *, renewed_seconds_ago: float) -> None:
+    """What a process of another machine leaves that dies while it is at work."""
+    if not str(results.root).startswith("s3:"):
+        results.claims.mkdir(exist_ok=True)
+    owner = {"owner": "dead", "host": "another machine", "process_id": 1, "process_start": "1"}
+    content = owner | {"renewed_at": time.time() - renewed_seconds_ago}
+    (results.claims / f"{video_id}.0").write_bytes(json.dumps(content).encode())
+
+
+def test_a_process_knows_itself():
+    assert this_process() == this_process()
+    assert this_process().process_start
+    assert place("results") == Path("results")

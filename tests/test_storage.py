@@ -1,0 +1,149 @@
+"""Storage: the same code for a folder and a bucket; what is unfinished is never seen."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ferflow.errors import ConfigError
+from ferflow.sources import find_videos, open_results
+from ferflow.storage import fetched, list_files, part_file, place, stat_file, workspace
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def folder(request, tmp_path) -> Path:
+    return tmp_path if request.param == "folder" else request.getfixturevalue("bucket")
+
+
+def test_a_file_appears_complete_or_not_at_all(folder):
+    target = folder / "videos" / "ä b#?.parquet"
+    with part_file(target, folder=folder / ".parts") as part:
+        part.write_bytes(b"half")
+        assert not target.exists()
+        part.write_bytes(b"whole")
+    assert target.read_bytes() == b"whole"
+    with contextlib.suppress(ZeroDivisionError), part_file(target, folder=folder / ".parts") as part:
+        part.write_bytes(b"other")
+        raise ZeroDivisionError
+    assert target.read_bytes() == b"whole"
+    assert not part.exists()
+
+
+def test_a_large_file_goes_to_a_bucket_and_comes_back(bucket):
+    content = os.urandom(1 << 20) * 120
+    with part_file(bucket / "large.mp4") as part:
+        part.write_bytes(content)
+    with fetched(bucket / "large.mp4") as copy:
+        assert copy.read_bytes() == content
+        assert copy.name == "large.mp4"
+    assert not copy.exists()
+
+
+def test_a_listing_tells_length_and_change_without_reading(folder):
+    for name in ("a.mp4", "deep/er/b.mp4"):
+        with part_file(folder / name) as part:
+            part.write_bytes(b"12345")
+    before = {file.path: file for file in list_files(folder)}
+    assert [str(path).removeprefix(str(folder)) for path in before] == ["/a.mp4", "/deep/er/b.mp4"]
+    assert {file.size_bytes for file in before.values()} == {5}
+    assert all(abs(file.modified_at - time.time()) < 60 for file in before.values())
+    assert all(stat_file(path).tag == file.tag for path, file in before.items())
+    with part_file(folder / "a.mp4") as part:
+        part.write_bytes(b"54321")
+    after = {file.path: file.tag for file in list_files(folder)}
+    assert [path.name for path in after if after[path] != before[path].tag] == ["a.mp4"]
+
+
+def test_videos_are_found_in_a_folder_and_in_a_bucket_alike(folder):
+    names = ["a.mp4", "deep/b.MOV", ".hidden/c.mp4", "~d.mp4", "e.txt", "f.mp4.part"]
+    for name in names:
+        with part_file(folder / "inbox" / name) as part:
+            part.write_bytes(b"x")
+    results = open_results(folder / "inbox" / "results")
+    with part_file(results.annotated("a.mp4", "0123456789")) as part:
+        part.write_bytes(b"x")
+    found = [str(path).removeprefix(str(folder)) for path in find_videos([folder / "inbox"])]
+    assert found == ["/inbox/a.mp4", "/inbox/deep/b.MOV"]
+    assert find_videos([folder / "inbox" / "e.txt"]) == [folder / "inbox" / "e.txt"]
+
+
+def test_what_a_killed_process_left_unfinished_is_removed_by_the_next(tmp_path):
+    code = (
+        "import time, pathlib, sys; from ferflow.storage import part_file\n"
+        "with part_file(pathlib.Path(sys.argv[1], 't', 'x'), folder=pathlib.Path(sys.argv[1], '.parts')) as part:\n"
+        "    part.write_bytes(b'half'); print('ready', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    process.stdout.readline()
+    (left,) = tmp_path.glob(".parts/*/.*.part")
+    workspace(tmp_path / ".parts")
+    assert left.exists(), "its process lives"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    check = "import pathlib, sys; from ferflow.storage import workspace; workspace(pathlib.Path(sys.argv[1], '.parts'))"
+    subprocess.run([sys.executable, "-c", check, str(tmp_path)], check=True, cwd=ROOT)
+    assert not left.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("nosuch://bucket/inbox", r"nosuch:// cannot be opened .*; name a folder or s3://\.\.\."),
+        ("s3://key:secret@bucket/inbox", "leave the key out of the address"),
+    ],
+)
+def test_an_address_that_nothing_can_open_is_answered_with_a_sentence(text, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        place(text)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_missing_bucket_is_one_clear_sentence(bucket):
+    with pytest.raises(ConfigError, match=r"s3://nobody-made-this/inbox: there is no such bucket; check the name"):
+        find_videos([place("s3://nobody-made-this/inbox")])
+    with pytest.raises(ConfigError, match="there is no such bucket"):
+        open_results(place("s3://nobody-made-this/results"))
+
+
+def test_a_wrong_or_missing_key_and_a_silent_store_are_clear_sentences(bucket, s3_server, tmp_path):
+    def said(**environment: str) -> str:
+        keys = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        command = [
+            sys.executable,
+            "-m",
+            "flows.cli",
+            "analyze",
+            str(bucket),
+            "--results",
+            str(tmp_path),
+            "--no-prefect",
+        ]
+        done = subprocess.run(
+            command,
+            env=keys | {"HOME": str(tmp_path)} | environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    wrong = said(**s3_server.environment | {"AWS_SECRET_ACCESS_KEY": "wrong-secret"})
+    assert re.search("refuses the key that it was given.* AWS_SECRET_ACCESS_KEY", wrong)
+    assert "wrong-secret" not in wrong
+    assert "no key for this store was found" in said(
+        AWS_ENDPOINT_URL=s3_server.url, AWS_DEFAULT_REGION="us-east-1", AWS_EC2_METADATA_DISABLED="true"
+    )
+    assert "the store does not answer" in said(**s3_server.environment | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})

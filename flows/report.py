@@ -1,6 +1,5 @@
 """what happens during a run -> a progress bar on a terminal, plain lines elsewhere"""
 
-import contextlib
 import threading
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ferflow.records import VideoSummary
 from ferflow.sources import Job
-from ferflow.storage import Results
+from ferflow.storage import Results, is_local
 
 
 class Report:
@@ -105,7 +104,7 @@ class Report:
     def conclusion(self, results: Results) -> str:
         """A few lines for the end of the run: how many, and where to look."""
         root = results.root
-        with contextlib.suppress(ValueError):
+        if is_local(root) and root.is_relative_to(Path.cwd()):
             root = root.relative_to(Path.cwd())
         copies = f", {_count(self.copies, 'copy', 'copies')} of others" if self.copies else ""
         elsewhere = f", {self.elsewhere_count} in another run" if self.elsewhere_count else ""

@@ -29,7 +29,7 @@ def test_only_one_of_many_gets_a_video(results):
     done = threading.Event()
 
     def try_it(number: int) -> None:
-        claims = Claims(results, owner=dataclasses.replace(ELSEWHERE, name=str(number)))
+        claims = Claims(results, owner=dataclasses.replace(ELSEWHERE, host=str(number)))
         start.wait()
         with claims.hold("v") as is_mine:
             if is_mine:
@@ -65,7 +65,7 @@ def test_of_several_who_see_a_dead_one_only_one_takes_over(results):
 
     def try_it(number: int) -> None:
         start.wait()
-        with Claims(results, owner=dataclasses.replace(ELSEWHERE, name=str(number))).hold("v") as is_mine:
+        with Claims(results, owner=dataclasses.replace(ELSEWHERE, host=str(number))).hold("v") as is_mine:
             got.append(is_mine)
             time.sleep(2)
 

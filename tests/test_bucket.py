@@ -1,0 +1,86 @@
+"""From a drop in a bucket to a table that pandas reads there: a real S3 server, real videos, the real model."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ferflow.config import Settings
+from ferflow.sources import find_videos, known_sources, open_results, plan_jobs
+from ferflow.storage import list_files
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def inbox(bucket, make_video, astronaut, tmp_path) -> Path:
+    make_video(tmp_path / "talk.mp4", frame_count=6, image=astronaut, audio_seconds=1)
+    make_video(tmp_path / "die Straße #1?.mp4", frame_count=4)
+    (tmp_path / "cut off.mp4").write_bytes((tmp_path / "talk.mp4").read_bytes()[:2000])
+    (tmp_path / "again.mp4").write_bytes((tmp_path / "talk.mp4").read_bytes())
+    for path in tmp_path.iterdir():
+        (bucket / "inbox" / path.name).write_bytes(path.read_bytes())
+    return bucket / "inbox"
+
+
+def analyze(inbox: Path, results: Path, scratch: Path) -> str:
+    scratch.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "flows.cli", "analyze", str(inbox), "--results", str(results), "--no-prefect"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"TMPDIR": str(scratch)}, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 1, done.stderr
+    left = [path for path in scratch.glob("ferflow-scratch/**/*") if path.is_file()]
+    assert not left, "scratch copies are cleaned up"
+    return done.stderr + done.stdout
+
+
+def test_the_whole_way_from_a_drop_in_a_bucket_to_pandas(inbox, bucket, s3_server, monkeypatch, tmp_path_factory):
+    results, scratch = bucket / "results", tmp_path_factory.mktemp("scratch")
+    said = analyze(inbox, results, scratch)
+    assert "2 analysed, 0 already done, 1 failed, 1 copy of others." in said
+    assert f"{inbox}/cut off.mp4" not in said
+    assert "cut off.mp4: failed: its index (moov) is missing" in said
+
+    # What Arrow's own S3 client needs on a store that is not Amazon's.
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    videos = pd.read_parquet(str(results / "videos")).set_index("source")
+    assert list(videos.loc[f"{inbox}/cut off.mp4", ["status", "frame_count"]]) == ["failed", 0]
+    row = videos.loc[f"{inbox}/again.mp4"]
+    assert (row["status"], row["dominant_emotion"], row["frame_count"]) == ("done", "happy", 6)
+    assert len(pd.read_parquet(str(results / "faces"))) == 6
+    assert len(pd.read_parquet(str(results / "segments"))) == 1
+    assert (results / row["annotated_path"]).stat().st_size > 1000
+    assert (results / row["timeline_path"]).read_bytes().startswith(b"\x89PNG")
+
+    files = {file.path: file.tag for file in list_files(bucket)}
+    assert not [path for path in files if ".parts" in path.parts or ".claims" in path.parts]
+    secrets = (s3_server.secret.encode(), s3_server.key.encode())
+    assert not [path for path in files if any(secret in path.read_bytes() for secret in secrets)]
+    assert s3_server.secret not in said
+
+    again = analyze(inbox, results, scratch)
+    assert "0 analysed, 2 already done, 1 failed, 1 copy of others." in again
+    assert {file.path: file.tag for file in list_files(bucket)} == files, "nothing was written again"
+
+
+def test_what_is_known_is_not_fetched_again(inbox, bucket, tmp_path_factory, monkeypatch):
+    analyze(inbox, bucket / "results", tmp_path_factory.mktemp("scratch"))
+    results = open_results(bucket / "results")
+    videos = find_videos([inbox])
+    version = next(iter(known_sources(results).values())).model_version
+
+    def fetched_files() -> list[str]:
+        jobs = list(plan_jobs(videos, results, model_version=lambda: version, settings=Settings()))
+        assert all(job.earlier or job.copy_of for job in jobs)
+        return [job.source.name for job in jobs if job.file is not job.source]
+
+    # A copy's own row does not exist, so that it is looked at.
+    assert fetched_files() == ["talk.mp4"]
+    (inbox / "die Straße #1?.mp4").write_bytes((inbox / "talk.mp4").read_bytes())
+    assert fetched_files() == ["die Straße #1?.mp4", "talk.mp4"]
+    assert not list(Path(tempfile.gettempdir()).glob("ferflow-scratch/*/*/*.mp4"))

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pytest
 
 from ferflow.config import Settings
 from ferflow.emotions import EMOTIONS
+from ferflow.errors import VideoError
 from ferflow.frames import VideoReader
 from ferflow.rows import read_faces, read_video
 from ferflow.sources import open_results
@@ -29,14 +31,15 @@ def results(tmp_path) -> Results:
 DEFAULTS = Settings()
 
 
-def analyze(source: Path, results: Results, settings: Settings = DEFAULTS) -> Path:
+def analyze(file: Path, results: Results, settings: Settings = DEFAULTS, **options: Any) -> Path:
     return analyze_video(
-        source,
+        file,
         results,
-        video_id=content_id(source),
+        video_id=content_id(file),
         detector=face_finder(),
         classifier=warm_classifier(settings.model),
         settings=settings,
+        **options,
     )
 
 
@@ -121,6 +124,26 @@ def test_a_name_in_another_encoding_is_written_so_that_it_can_be_read(portrait_c
     summary = read_video(summarize_video(faces_path, annotated, results, settings=Settings()))
     assert summary is not None
     assert summary.source == str(tmp_path / "caf") + "\\xe9.mp4"
+
+
+def test_what_an_unfinished_run_has_finished_is_not_made_again(portrait_clip, results):
+    def written(**options: object) -> tuple[int, int]:
+        faces = analyze(portrait_clip, results, **options)  # type: ignore[arg-type]
+        drawn = annotate_video(portrait_clip, faces, results, settings=Settings())
+        return faces.stat().st_mtime_ns, drawn.stat().st_mtime_ns
+
+    first = written()
+    assert written() == first
+    redone = written(redo=True)
+    assert all(after > before for before, after in zip(first, redone, strict=True))
+    other = written(settings=Settings(max_fps=5))
+    assert all(after > before for before, after in zip(redone, other, strict=True))
+
+
+def test_what_is_said_of_a_copy_names_where_it_came_from(tmp_path, results):
+    (tmp_path / "copy.mp4").write_text("text")
+    with pytest.raises(VideoError, match=r"^s3://bucket/talk.mp4: this is a text file"):
+        analyze(tmp_path / "copy.mp4", results, source="s3://bucket/talk.mp4")
 
 
 def test_a_failure_takes_earlier_rows_away(portrait_clip, results):

@@ -1,0 +1,179 @@
+"""flows -> what people find in Prefect's page: deployments with a description, tags, a form and perhaps a schedule"""
+
+import contextlib
+import copy
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ferflow.watch_settings import WatchSettings, load_watch_settings
+from training.retrain_settings import load_retrain_settings
+
+if TYPE_CHECKING:
+    from prefect.deployments.runner import RunnerDeployment
+
+_SLUG = "nightly"
+# By it a schedule is found again.
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A flow as people find it: prefect.yaml holds the same for work pools, and a test compares them."""
+
+    name: str
+    """Of the deployment."""
+    flow: str
+    """Module and function."""
+    description: str
+    """What it does, in plain words."""
+    tags: tuple[str, ...]
+    """To find it by."""
+    parameters: Mapping[str, Any]
+    """What its form is filled in with; for every other field the flow's own default stands."""
+    cron: str | None = None
+    """When it is started by itself, in the server's time."""
+    is_scheduled: bool = True
+    """Whether the schedule is on until somebody turns it off, or off until somebody turns it on."""
+
+
+def offers(folder: str, watching: WatchSettings) -> tuple[Offer, ...]:
+    """Everything that can be started from Prefect's page.
+
+    Args:
+        folder: where the folders of training data lie, with its whole path.
+        watching: where videos come from, where results go, and how they are analysed, with whole paths.
+    """
+    settings = watching.settings.model_dump(mode="json")
+    labelled = load_retrain_settings(None, labelled=f"{folder}/labelled", data=f"{folder}/fer2013")
+    return (
+        Offer(
+            name="analyze-videos",
+            flow="flows.analyze_videos:analyze_videos",
+            description="Finds the faces in videos and tells which emotion each shows, frame by frame. Name one video "
+            "or a whole folder. Writes tables, a copy of each video with boxes and labels, and a picture of its "
+            "timeline. What was done before is not done again.",
+            tags=("videos",),
+            parameters={"sources": watching.sources, "results": watching.results, "settings": settings},
+        ),
+        Offer(
+            name="watch-inbox",
+            flow="flows.watch_inbox:watch_inbox",
+            description="Looks once for new videos in the inbox and analyses them. While `ferflow up` or `ferflow "
+            "watch` runs, nobody needs to start this: new videos are found by themselves.",
+            tags=("videos",),
+            parameters={"sources": watching.sources, "results": watching.results, "settings": settings},
+        ),
+        Offer(
+            name="train-emotion-model",
+            flow="flows.train_emotion_model:train_emotion_model",
+            description="Trains an emotion model from the beginning on labelled pictures of faces, for example "
+            "FER2013. Takes hours. The new model is used only after `ferflow models promote`.",
+            tags=("models",),
+            parameters={"data": f"{folder}/fer2013", "out": f"{folder}/runs"},
+        ),
+        Offer(
+            name="retrain-emotion-model",
+            flow="flows.retrain_emotion_model:retrain_emotion_model",
+            description="Lets the emotion model in use learn from faces that you have sorted into folders by emotion. "
+            "The new model takes over only if it is better.",
+            tags=("models",),
+            parameters={"settings": labelled.model_dump(mode="json")},
+        ),
+        Offer(
+            name="watch-labelled",
+            flow="flows.watch_labelled:watch_labelled",
+            description="Looks whether enough newly sorted faces are there, and then starts a retraining. Turn its "
+            "schedule on to have that done every night.",
+            tags=("models",),
+            parameters={"settings": labelled.model_dump(mode="json")},
+            cron="0 2 * * *",
+            is_scheduled=False,
+        ),
+        Offer(
+            name="compact-results",
+            flow="flows.compact_results:compact_results",
+            description="Merges the many small table files of past days into a few big ones, so that queries stay "
+            "fast. Nothing is lost or doubled, and it may run at any time. Runs every night by itself.",
+            tags=("results",),
+            parameters={"results": watching.results},
+            cron="30 3 * * *",
+        ),
+    )
+
+
+def registered(offer: Offer) -> "RunnerDeployment":
+    """A deployment for a process that serves it; what a person has changed about its schedule stays.
+
+    Raises:
+        Exception: what Prefect raises where no server answers.
+    """
+    from prefect import get_client
+    from prefect.client.schemas.actions import DeploymentScheduleUpdate
+    from prefect.exceptions import ObjectNotFound
+    from prefect.schedules import Cron
+    from prefect.types.entrypoint import EntrypointType
+
+    module, function = offer.flow.split(":")
+    flow = getattr(importlib.import_module(module), function)
+    deployment: RunnerDeployment = flow.to_deployment(
+        offer.name,
+        description=offer.description,
+        tags=[*offer.tags],
+        parameters=dict(offer.parameters),
+        schedule=Cron(offer.cron, active=offer.is_scheduled, slug=_SLUG) if offer.cron else None,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    if offer.cron:
+        with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):
+            if client.read_deployment_by_name(deployment.full_name).schedules:
+                deployment.schedules = [DeploymentScheduleUpdate(slug=_SLUG)]
+    return deployment
+
+
+def refresh_forms() -> None:
+    """Make the forms on the server complete: they offer the emotion models that are installed now.
+
+    A deployment is registered with what its flow's signature says, and models come and go afterwards.
+
+    Raises:
+        Exception: what Prefect raises where no server answers.
+    """
+    from prefect import get_client
+    from prefect.client.schemas.actions import DeploymentUpdate
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+
+    from models.store import ModelStore
+
+    versions = [model.description.version for model in ModelStore().versions()]
+    names = [offer.name for offer in offers("", load_watch_settings(None))]
+    with get_client(sync_client=True) as client:
+        ours = DeploymentFilter(name=DeploymentFilterName(any_=names))
+        for deployment in client.read_deployments(deployment_filter=ours):
+            before = deployment.parameter_openapi_schema or {}
+            form = complete(before, deployment.parameters, versions)
+            if form != before:
+                client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=form))
+
+
+def complete(form: Mapping[str, Any], filled_in: Mapping[str, Any], versions: Sequence[str]) -> dict[str, Any]:
+    """A form as people read it.
+
+    Args:
+        form: the JSON schema of a flow's parameters, as Prefect makes it.
+        filled_in: what the form begins with.
+        versions: of the emotion models that are installed.
+
+    Returns:
+        The same with a choice of versions for the model, titles of words, and no room for parameters that the flow
+        does not have: a run with one would crash.
+    """
+    completed: dict[str, Any] = copy.deepcopy(dict(form))
+    completed["additionalProperties"] = False
+    for group in [completed, *completed.get("definitions", {}).values()]:
+        for name, field in group.get("properties", {}).items():
+            field["title"] = name.replace("_", " ").capitalize()
+    if analysis := completed.get("definitions", {}).get("Settings"):
+        chosen = filled_in.get("settings", {}).get("model", "default")
+        analysis["properties"]["model"]["enum"] = [*dict.fromkeys(["default", *versions, chosen])]
+    return completed

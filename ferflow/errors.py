@@ -4,7 +4,8 @@
     ├── VideoError      this file is at fault: record it, go on with the next
     ├── DataError       the labelled data is at fault: nothing can be trained on it
     ├── ModelError      the installation is at fault: stop
-    └── ConfigError     a setting or an argument is at fault: stop
+    ├── ConfigError     a setting or an argument is at fault: stop
+    └── StoppedError    nothing is at fault: somebody stopped the work
 
 A message is one sentence or two for a person who is not an engineer: which file or setting, what is wrong
 with it, what to do.
@@ -29,3 +30,11 @@ class ModelError(FerflowError):
 
 class ConfigError(FerflowError):
     """A setting, a configuration file or an argument has no meaning."""
+
+
+class StoppedError(FerflowError):
+    """Somebody stopped the work; what was finished is kept."""
+
+
+class Stopped(BaseException):
+    """Ends a stage between two frames. Not an Exception: nobody takes it for a fault and tries again."""

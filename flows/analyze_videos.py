@@ -1,35 +1,34 @@
 """videos and folders -> results, as one Prefect flow run with a task run per video and stage"""
 
-from collections import Counter
+import threading
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
-from prefect import flow, get_run_logger
-from prefect.artifacts import create_table_artifact
+from prefect import flow, get_client, get_run_logger
 from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectNotFound
+from prefect.flow_engine import run_flow
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Failed, Pending
 from pydantic import Field
 
 from ferflow.config import Settings, load_settings
-from ferflow.errors import FerflowError
-from ferflow.records import VideoSummary
-from ferflow.sources import Job, find_videos, open_results, plan_jobs
+from ferflow.errors import FerflowError, StoppedError
+from ferflow.sources import find_videos, open_results, plan_jobs
 from ferflow.storage import place
 from flows.each_video import Stages, default_workers, process_each
-from flows.report import describe
-from flows.server import result_on_server
+from flows.run_page import Outcome, RunPage, stop_of_this_run, stopped_by
+from flows.server import find_server, result_on_server
 from models.warm import version_in_use, warm_classifier
 from tasks.video import analyze_video, annotate_video, summarize_video
 
-_NAMED_IN_STATE = 10
-_ROWS_IN_TABLE = 1000
-# A page that a browser shows at once; the videos table has them all.
+DEPLOYMENT = "analyze-videos/analyze-videos"
+"""The flow and its deployment, as `ferflow up` registers it."""
+AUTOMATIC = "automatic"
+"""Tag of a run that a process began by itself, and begins anew by itself if it does not end well."""
 
 _DEFAULTS = load_settings(None)
-
-Outcome = tuple[Job, VideoSummary | None]
-"""A video and what became of it; None where nothing was done about it: a copy of another, or in another run."""
 
 
 def _name_run() -> str:
@@ -63,27 +62,29 @@ def analyze_videos(
         force: Do again what has been done.
         workers: Videos at a time; leave it empty for half of the processors.
     """
-    outcomes = _Outcomes()
+    stop = stop_of_this_run()
     try:
         videos = find_videos(map(place, sources))
         folder = open_results(place(results))
         version = warm_classifier(settings.model).version
         in_use = partial(version_in_use, settings.model)
         get_run_logger().info("%s, model %s, results in %s", _videos(len(videos)), version, folder.root)
-        process_each(
-            plan_jobs(videos, folder, model_version=in_use, settings=settings, force=force),
-            folder,
-            Stages(analyze_video, annotate_video, summarize_video),
-            settings=settings,
-            workers=workers or default_workers(),
-            listener=outcomes,
-        )
+        with RunPage(len(videos), folder, stop) as page:
+            process_each(
+                plan_jobs(videos, folder, model_version=in_use, settings=settings, force=force),
+                folder,
+                Stages(analyze_video, annotate_video, summarize_video),
+                settings=settings,
+                workers=workers or default_workers(),
+                listener=page,
+                stop=stop,
+            )
+    except StoppedError:
+        pass
     except FerflowError as error:
         # Its sentence is all that a person needs; raised, it would be shown with the lines of code it came through.
         return Failed(message=str(error), data=error)
-    finally:
-        outcomes.publish()
-    return outcomes.state()
+    return page.state()
 
 
 def analyze_on_server(
@@ -98,86 +99,58 @@ def analyze_on_server(
     return outcomes
 
 
-class _Outcomes:
-    """Listens to a run and tells Prefect's page about it."""
+def analyze_as_deployed(
+    sources: Sequence[str],
+    results: str,
+    *,
+    settings: Settings,
+    force: bool = False,
+    workers: int | None = None,
+    stop: threading.Event | None = None,
+) -> list[Outcome]:
+    """Run the flow in this process, as a run of its deployment, and give what became of each video.
 
-    def __init__(self) -> None:
-        self._outcomes: list[Outcome] = []
-        self._logger = get_run_logger()
+    So it is found among the deployment's runs, and a person can cancel it, retry it (then the serving process runs it)
+    and copy it to a new run. Where the deployment is not registered it is a run like any other: without Retry.
 
-    def stage(self, job: Job, name: str, done: int, expected: int | None) -> None:
-        """The task runs show it."""
+    Args:
+        sources: videos and folders.
+        results: where to write.
+        settings: what to look at and how.
+        force: do again what has been done.
+        workers: videos at a time; None for half of the processors.
+        stop: once it is set, by another thread, the run ends as cancelled within a frame.
 
-    def copied(self, job: Job) -> None:
-        """Keep it for the end."""
-        self._outcomes.append((job, None))
-
-    def elsewhere(self, job: Job) -> None:
-        """Keep it for the end."""
-        self._outcomes.append((job, None))
-
-    def finished(self, job: Job, summary: VideoSummary) -> None:
-        """Keep it for the end; say now what is wrong."""
-        self._outcomes.append((job, summary))
-        if summary.status == "failed":
-            self._logger.warning(describe(summary))
-
-    @property
-    def _failed(self) -> list[VideoSummary]:
-        return [summary for _, summary in self._outcomes if summary is not None and summary.status == "failed"]
-
-    def publish(self) -> None:
-        """Show the videos as a table, failed ones first."""
-        if not self._outcomes:
-            return
-        rows = [_row(job, summary) for job, summary in self._outcomes]
-        rows.sort(key=lambda row: ("failed", "done", "already done", "in another run", "copy").index(row["outcome"]))
-        note = "" if len(rows) <= _ROWS_IN_TABLE else f" The first {_ROWS_IN_TABLE}:"
-        create_table_artifact(rows[:_ROWS_IN_TABLE], key="analyzed-videos", description=f"{self._counts()}{note}")
-
-    def state(self) -> State[Any]:
-        """How the run ended: failed only if every video did."""
-        failed = self._failed
-        if not failed:
-            return Completed(message=self._counts(), data=self._outcomes)
-        named = [describe(summary).replace(": failed: ", ": ", 1) for summary in failed[:_NAMED_IN_STATE]]
-        if len(failed) > _NAMED_IN_STATE:
-            named.append(f"And {len(failed) - _NAMED_IN_STATE} more, see the table.")
-        message = f"{self._counts()} {' '.join(named)}"
-        if len(failed) == sum(summary is not None for _, summary in self._outcomes):
-            return Failed(message=message, data=self._outcomes)
-        name = f"Completed with {len(failed)} failed video{'s' * (len(failed) > 1)}"
-        return Completed(name=name, message=message, data=self._outcomes)
-
-    def _counts(self) -> str:
-        counts = Counter(_outcome(job, summary) for job, summary in self._outcomes)
-        copies = f", {counts['copy']} {'copy' if counts['copy'] == 1 else 'copies'} of others" if counts["copy"] else ""
-        elsewhere = f", {counts['in another run']} in another run" if counts["in another run"] else ""
-        done = f"{counts['done']} analysed, {counts['already done']} already done, {counts['failed']} failed"
-        return f"{done}{copies}{elsewhere}."
-
-
-def _outcome(job: Job, summary: VideoSummary | None) -> str:
-    if summary is None:
-        return "in another run" if job.is_elsewhere else "copy"
-    return "already done" if summary.status == "done" and job.earlier else summary.status
-
-
-def _row(job: Job, summary: VideoSummary | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"video": job.source.name, "outcome": _outcome(job, summary)}
-    if job.is_elsewhere:
-        return row | {"note": "another run is at work on it"}
-    if summary is None:
-        return row | {"note": f"the same content as {job.copy_of}, whose result stands for both"}
-    info = summary.info
-    return row | {
-        "note": summary.error or "",
-        "mostly": summary.dominant_emotion or "",
-        "tracks": summary.track_count if info else "",
-        "seconds of video": round(info.duration_seconds, 1) if info else "",
-        "seconds of work": round(summary.processing_seconds, 1),
-        "annotated video": summary.annotated_path or "",
+    Raises:
+        StoppedError: somebody cancelled the run, or `stop` was set.
+        ConfigError: no server is configured, none answers, or it wants a password.
+        FerflowError: what the run failed with.
+    """
+    find_server()
+    parameters = {
+        "sources": [*sources],
+        "results": results,
+        "settings": settings.model_dump(mode="json"),
+        "force": force,
+        "workers": workers,
     }
+    with get_client(sync_client=True) as client:
+        try:
+            deployment = client.read_deployment_by_name(DEPLOYMENT)
+        except ObjectNotFound:
+            run = client.create_flow_run(analyze_videos, parameters=parameters, tags=[AUTOMATIC], state=Pending())
+        else:
+            # Pending, not scheduled: no serving process and no worker takes it.
+            run = client.create_flow_run_from_deployment(
+                deployment.id, parameters=parameters, tags=[*deployment.tags, AUTOMATIC], state=Pending()
+            )
+    with stopped_by(stop or threading.Event()):
+        state: Any = run_flow(analyze_videos, flow_run=run, return_type="state")
+    ended = state.result(raise_on_failure=False)
+    if isinstance(ended, BaseException):
+        raise ended
+    outcomes: list[Outcome] = ended
+    return outcomes
 
 
 def _videos(count: int) -> str:

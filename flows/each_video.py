@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ferflow.config import Settings
-from ferflow.errors import FerflowError, VideoError
+from ferflow.errors import FerflowError, Stopped, StoppedError, VideoError
 from ferflow.records import VideoSummary
 from ferflow.rows import read_video
 from ferflow.sources import Job
@@ -51,10 +51,6 @@ class Listener(Protocol):
         ...
 
 
-class _Stopped(BaseException):
-    """The run ends before this video is finished. Not an Exception: nobody takes it for a fault and tries again."""
-
-
 def default_workers() -> int:
     """Videos at a time: half of the processors, because decoding and encoding use further threads of their own."""
     return max((os.cpu_count() or 1) // 2, 1)
@@ -68,6 +64,7 @@ def process_each(
     settings: Settings,
     workers: int,
     listener: Listener,
+    stop: threading.Event | None = None,
 ) -> None:
     """Take video after video through its stages, each in one of a few threads.
 
@@ -82,20 +79,26 @@ def process_each(
         settings: handed to each stage.
         workers: videos at a time, a thread each.
         listener: hears of everything, also of failed videos.
+        stop: once it is set, by anybody, the work ends within a frame and nothing unfinished is left.
 
     Raises:
+        StoppedError: it was stopped.
         FerflowError: the models or the settings are at fault; no further video was begun.
         OSError: the results folder or the disk is at fault; no further video was begun.
         ExceptionGroup: errors that nobody foresaw, of single videos; all others are done. These have no row, so that
             the next run tries them again.
     """
     taking = threading.Lock()
-    stopped = threading.Event()
+    stop = stop or threading.Event()
+    ending = threading.Event()
     unforeseen: list[tuple[Job, Exception]] = []
+
+    def is_over() -> bool:
+        return stop.is_set() or ending.is_set()
 
     def take() -> Job | None:
         with taking:
-            return None if stopped.is_set() else next(jobs, None)
+            return None if is_over() else next(jobs, None)
 
     def work() -> None:
         try:
@@ -112,19 +115,23 @@ def process_each(
                     raise
                 except Exception as error:
                     unforeseen.append((job, error))
-        except _Stopped:
+        except Stopped:
             pass
         except BaseException:
-            stopped.set()
+            ending.set()
             raise
 
     def process(job: Job) -> VideoSummary:
+        def go_on() -> None:
+            if is_over():
+                raise Stopped(f"{job.source.name}: stopped before it was finished.")
+
         def progress(stage: str) -> Progress:
             def tell(done: int, expected: int | None) -> None:
-                if stopped.is_set():
-                    raise _Stopped("the run ends before this video is finished")
+                go_on()
                 listener.stage(job, stage, done, expected)
 
+            go_on()
             return tell
 
         try:
@@ -154,7 +161,9 @@ def process_each(
             for thread in threads:
                 thread.result()
         finally:
-            stopped.set()
+            ending.set()
+    if stop.is_set():
+        raise StoppedError("Stopped. Finished videos are kept, and the others are taken up where this ended.")
     if unforeseen:
         names = ", ".join(job.source.name for job, _ in unforeseen)
         errors = [error for _, error in unforeseen]

@@ -1,8 +1,31 @@
-"""the state that a task ended in -> whether it is worth another try"""
+"""what a task raised -> whether it is worth another try, or was stopped"""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from prefect.states import Cancelled
+
+from ferflow.errors import Stopped
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def can_pass(task: Any, task_run: Any, state: Any) -> bool:
     """Whether a fault may be gone a little later: a network disk, memory; not a broken file or a missing model."""
     return isinstance(state.data, OSError | MemoryError)
+
+
+def can_stop(work: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let a task end as cancelled where its work was stopped; whoever called it gets the `Stopped`."""
+
+    @functools.wraps(work)
+    def run(*arguments: _P.args, **options: _P.kwargs) -> _T:
+        try:
+            return work(*arguments, **options)
+        except Stopped as stopped:
+            # Raised through Prefect, it would be called a crash.
+            return Cancelled(message=str(stopped), data=stopped)  # type: ignore[return-value]
+
+    return run

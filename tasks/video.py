@@ -14,7 +14,7 @@ from ferflow.sources import Job
 from ferflow.stages import Progress
 from ferflow.storage import Results
 from models.warm import face_finder, warm_classifier
-from tasks.faults import can_pass
+from tasks.faults import can_pass, can_stop
 
 # What is done is known from the results folder: Prefect need not keep or look up any result.
 _OPTIONS: dict[str, Any] = {
@@ -27,6 +27,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 @task(task_run_name="analyze: {job.source.name}", **_OPTIONS)
+@can_stop
 def analyze_video(job: Job, results: Results, settings: Settings, progress: Progress | None = None) -> Path:
     """Find, follow and score every face of a video; gives the file of the faces table."""
     started = time.monotonic()
@@ -48,6 +49,7 @@ def analyze_video(job: Job, results: Results, settings: Settings, progress: Prog
 
 
 @task(task_run_name="annotate: {job.source.name}", **_OPTIONS)
+@can_stop
 def annotate_video(
     job: Job, faces_path: Path, results: Results, settings: Settings, progress: Progress | None = None
 ) -> Path:

@@ -1,0 +1,93 @@
+"""one video's summary -> its page in Markdown, for a person"""
+
+import base64
+from pathlib import Path
+
+from ferflow.emotions import EMOTIONS
+from ferflow.records import VideoSummary
+from ferflow.storage import Results
+
+_PICTURE_WIDTH_PX = 1000
+_PICTURE_QUALITY = 75
+# WebP of this size: 7 to 17 KB for the shared videos, and its words can be read. As PNG it takes 60 KB.
+
+
+def page_key(video_id: str) -> str:
+    """By what a video's page is found in Prefect."""
+    return f"video-{video_id}"
+
+
+def describe_video(summary: VideoSummary, results: Results) -> str:
+    """Tell what is known of a video, with its timeline in the page itself, so that it is seen from any machine."""
+    parts = [f"# {_plain(Path(summary.source).name)}", _sentence(summary)]
+    if picture := _timeline(summary, results):
+        parts.append(f"![who showed what, and when](data:image/webp;base64,{picture})")
+    rows = [f"| {name} | {value} |" for name, value in _facts(summary, results)]
+    return "\n\n".join([*parts, "\n".join(["| | |", "|---|---|", *rows])]) + "\n"
+
+
+def _sentence(summary: VideoSummary) -> str:
+    if summary.info is None:
+        return (
+            f"**This video could not be analysed:** {_plain(summary.error or '')} It is tried again when the file "
+            "changes, or when an analysis is started with *force*."
+        )
+    seconds = f"{summary.info.duration_seconds:.1f} s of video"
+    if not summary.track_count or summary.emotion_shares is None:
+        return f"No face was found in {seconds}."
+    share = max(summary.emotion_shares)
+    people = "One person" if summary.track_count == 1 else f"{summary.track_count} people"
+    return f"{people} in {seconds}, mostly **{summary.dominant_emotion}** ({100 * share:.0f} % of the time)."
+
+
+def _facts(summary: VideoSummary, results: Results) -> list[tuple[str, str]]:
+    facts = [("file", f"`{_plain(summary.source)}`")]
+    if (info := summary.info) is not None:
+        facts += [
+            (
+                "length",
+                f"{info.duration_seconds:.1f} s, {info.frame_count} frames, {info.width} × {info.height} pixels",
+            ),
+            ("people", f"{summary.track_count}, {summary.face_count} faces found"),
+        ]
+    if summary.emotion_shares is not None:
+        shares = sorted(zip(summary.emotion_shares, EMOTIONS, strict=True), reverse=True)
+        shown = [f"{emotion} {100 * share:.0f} %" for share, emotion in shares if share >= 0.005]
+        facts.append(("emotions, by time", ", ".join(shown)))
+    if summary.info is not None and summary.error:
+        facts.append(("note", _plain(summary.error)))
+    if summary.annotated_path is not None:
+        facts.append(("annotated video", f"`{_plain(str(results.root / summary.annotated_path))}`"))
+    if summary.timeline_path is not None:
+        facts.append(("timeline picture", f"`{_plain(str(results.root / summary.timeline_path))}`"))
+    return [
+        *facts,
+        ("model", f"`{summary.model_version}`"),
+        ("analysed", f"{summary.processed_at:%Y-%m-%d %H:%M} UTC, {summary.processing_seconds:.1f} s of work"),
+    ]
+
+
+def _timeline(summary: VideoSummary, results: Results) -> str:
+    """The picture in base64; empty if there is none."""
+    if summary.timeline_path is None:
+        return ""
+    import cv2
+    import numpy as np
+
+    try:
+        content = (results.root / summary.timeline_path).read_bytes()
+    except OSError:
+        return ""
+    picture: np.ndarray | None = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    if picture is None:
+        return ""
+    height, width = picture.shape[:2]
+    size = _PICTURE_WIDTH_PX, round(height * _PICTURE_WIDTH_PX / width)
+    small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    encoded = cv2.imencode(".webp", small, [cv2.IMWRITE_WEBP_QUALITY, _PICTURE_QUALITY])[1]
+    return base64.b64encode(encoded.tobytes()).decode()
+
+
+def _plain(text: str) -> str:
+    """Text that means nothing to Markdown's tables and marks no code; a name may hold anything."""
+    return " ".join(text.split()).replace("|", "¦").replace("`", "'").replace("<", "‹").replace(">", "›")

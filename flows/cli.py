@@ -201,6 +201,7 @@ COMMANDS: dict[str, tuple[str, _AddArguments, _Run]] = {
     "tables": ("list the tables and what their columns mean", lambda parser: None, _tables),
     "train": ("train an emotion model on labelled faces", *_of("flows.train_command")),
     "up": ("start Prefect's page and the watcher: a video copied into inbox/ is analysed", *_of("flows.up_command")),
+    "watch": ("analyse videos that arrive in a folder or a bucket, until Ctrl-C", *_of("flows.watch_command")),
 }
 
 if __name__ == "__main__":

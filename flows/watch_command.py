@@ -1,0 +1,65 @@
+"""`ferflow watch` -> videos that arrive in a folder or a bucket are analysed, until Ctrl-C"""
+
+import argparse
+import contextlib
+import importlib
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from flows.arguments import add_prefect
+from flows.server import is_wanted, leave_logging_to_prefect
+
+_RECONCILE_SECONDS = 60.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes; everything else is said in a file."""
+    parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file like configs/watch.toml")
+    parser.add_argument(
+        "--inbox",
+        metavar="DIR",
+        nargs="+",
+        help="where new videos arrive: folders, or buckets such as s3://bucket/prefix (inbox)",
+    )
+    parser.add_argument("--results", metavar="DIR", help="where to write (results)")
+    add_prefect(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch until it is stopped; 0 then."""
+    from ferflow.watch_settings import load_watch_settings
+
+    settings = load_watch_settings(args.config, sources=args.inbox, results=args.results)
+    on_server = is_wanted(args.prefect) or bool(settings.deployment)
+    if on_server:
+        leave_logging_to_prefect()
+    # A service is asked to end like a person ends it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        from flows.watch_runs import choose_runs
+        from flows.watcher import Watcher
+
+        watcher = Watcher(settings, choose_runs(settings, on_server=on_server), say=_say)
+        if on_server:
+            threading.Thread(target=_reconcile, name="reconcile", daemon=True).start()
+        places = ", ".join(map(str, watcher.sources))
+        _say(f"Watching {places}; results go to {settings.results}. Stop with Ctrl-C.")
+        watcher.watch()
+    except KeyboardInterrupt:
+        _say("Stopped; finished videos are kept, the same command goes on with the others.")
+    return 0
+
+
+def _reconcile() -> None:
+    """Say of dead runs that they are dead, now and then."""
+    while True:
+        with contextlib.suppress(Exception):  # The server is away: later.
+            importlib.import_module("flows.reconcile").reconcile_runs()
+        threading.Event().wait(_RECONCILE_SECONDS)
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(f"ferflow: {sentence}\n")
+    sys.stderr.flush()

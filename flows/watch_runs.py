@@ -1,0 +1,230 @@
+"""new videos -> a run over them: in this process, as a flow run of it, or by the workers of a deployment"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ferflow.config import Settings
+from ferflow.errors import ConfigError
+from ferflow.records import VideoSummary
+from ferflow.sources import Job, open_results
+from ferflow.storage import StoredFile, absolute, place
+from ferflow.watch_settings import WatchSettings
+from flows.each_video import default_workers
+from flows.server import find_server
+from flows.watcher import Fate, Runs
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from flows.report import Report
+
+_UNFINISHED = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
+_RUNS_AT_ONCE = 200
+# As many as a Prefect server tells of at a time.
+
+
+def choose_runs(settings: WatchSettings, *, on_server: bool) -> Runs:
+    """What the settings ask for, warm: what its first run needs is loaded.
+
+    Raises:
+        ConfigError: a deployment is named, but no server.
+        ModelError: the model cannot be used.
+    """
+    if settings.deployment:
+        return DeploymentRuns(settings)
+    warm_up(settings.settings)
+    return FlowRuns(settings) if on_server else PlainRuns(settings)
+
+
+def warm_up(settings: Settings) -> None:
+    """Load what an analysis needs: seconds that the first video would wait.
+
+    Raises:
+        ModelError: the model cannot be used.
+    """
+    from models.warm import face_finder, warm_classifier
+
+    warm_classifier(settings.model)
+    face_finder()
+
+
+class PlainRuns:
+    """Runs in this process, without Prefect; they are told on standard error."""
+
+    def __init__(self, settings: WatchSettings) -> None:
+        """Nothing is begun."""
+        self._settings = settings
+        self._results = open_results(place(settings.results))
+
+    def ready(self) -> None:
+        """They always can."""
+
+    def unfinished(self) -> None:
+        """There are none elsewhere."""
+
+    def cancelled(self) -> set[str]:
+        """There are none elsewhere."""
+        return set()
+
+    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
+        """Analyse videos; see `flows.in_process.analyze_in_process`."""
+        from flows.in_process import analyze_in_process
+        from flows.report import Report
+
+        with Report(len(files)) as report:
+            heard = _Heard(report)
+            analyze_in_process(
+                [file.path for file in files],
+                self._results,
+                settings=self._settings.settings,
+                force=False,
+                workers=self._settings.workers or default_workers(),
+                listener=heard,
+            )
+        return fates_of(heard.outcomes)
+
+
+class FlowRuns:
+    """Flow runs of this process, on the Prefect server that is configured."""
+
+    def __init__(self, settings: WatchSettings) -> None:
+        """Nothing is begun; the flow is loaded."""
+        import flows.analyze_videos  # noqa: F401
+
+        self._settings = settings
+
+    def ready(self) -> None:
+        """See whether the server answers."""
+        find_server()
+
+    def unfinished(self) -> None:
+        """There are none elsewhere."""
+
+    def cancelled(self) -> set[str]:
+        """There are none elsewhere."""
+        return set()
+
+    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
+        """Run the flow and wait for its end."""
+        from flows.analyze_videos import analyze_on_server
+
+        outcomes = analyze_on_server(
+            [str(file.path) for file in files],
+            str(absolute(place(self._settings.results))),
+            settings=self._settings.settings,
+            force=False,
+            workers=self._settings.workers or None,
+        )
+        return fates_of(outcomes)
+
+
+class DeploymentRuns:
+    """Flow runs of a deployment, which whatever serves it carries out: the workers of its pool, on any hosts."""
+
+    def __init__(self, settings: WatchSettings) -> None:
+        """Nothing is begun."""
+        self._settings = settings
+        self._began_at = datetime.now(UTC)
+
+    def ready(self) -> None:
+        """See whether the server answers and knows the deployment."""
+        find_server()
+        self._deployment_id()
+
+    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
+        """Ask for one run over those that no unfinished run is about; what becomes of them the results will say."""
+        from prefect.deployments import run_deployment
+
+        unfinished = self.unfinished()
+        sources = [str(file.path) for file in files if str(file.path) not in unfinished]
+        if sources:
+            parameters = {
+                "sources": sources,
+                "results": str(absolute(place(self._settings.results))),
+                "settings": self._settings.settings.model_dump(),
+                "workers": self._settings.workers or None,
+            }
+            run_deployment(self._settings.deployment, parameters=parameters, timeout=0)
+        return {}
+
+    def unfinished(self) -> set[str]:
+        """The videos of every run that has not ended, also of those that somebody else asked for."""
+        return self._videos_of_runs(_UNFINISHED)
+
+    def cancelled(self) -> set[str]:
+        """The videos of every run that was cancelled since the watch began."""
+        return self._videos_of_runs(("CANCELLED",), since=self._began_at)
+
+    def _videos_of_runs(self, states: Sequence[str], *, since: datetime | None = None) -> set[str]:
+        from prefect import get_client
+        from prefect.client.schemas import filters
+        from prefect.client.schemas.objects import StateType
+
+        find_server()
+        deployment = filters.DeploymentFilter(id=filters.DeploymentFilterId(any_=[self._deployment_id()]))
+        of_them = filters.FlowRunFilter(
+            state=filters.FlowRunFilterState(
+                type=filters.FlowRunFilterStateType(any_=[StateType(name) for name in states])
+            ),
+            expected_start_time=None
+            if since is None
+            else filters.FlowRunFilterExpectedStartTime.model_validate({"after_": since}),
+        )
+        found: set[str] = set()
+        with get_client(sync_client=True) as client:
+            for offset in itertools.count(0, _RUNS_AT_ONCE):
+                runs = client.read_flow_runs(
+                    deployment_filter=deployment, flow_run_filter=of_them, limit=_RUNS_AT_ONCE, offset=offset
+                )
+                found.update(source for run in runs for source in run.parameters.get("sources", ()))
+                if len(runs) < _RUNS_AT_ONCE:
+                    break
+        return found
+
+    def _deployment_id(self) -> "UUID":
+        from prefect import get_client
+        from prefect.exceptions import ObjectNotFound
+
+        name = self._settings.deployment
+        try:
+            with get_client(sync_client=True) as client:
+                return client.read_deployment_by_name(name).id
+        except (ObjectNotFound, ValueError) as error:
+            raise ConfigError(
+                f"deployment = {name}: the server knows none of this name; make it with `prefect deploy`, "
+                "or correct the setting, for example to analyze-videos/analyze-videos."
+            ) from error
+
+
+def fates_of(outcomes: Iterable[tuple[Job, VideoSummary | None]]) -> dict[str, Fate]:
+    """What became of files, by their path: a copy shares its original's fate; those in another run are left out."""
+    outcomes = list(outcomes)
+    fates: dict[str, Fate] = {
+        job.video_id: "failed" if summary.status == "failed" else "done" for job, summary in outcomes if summary
+    }
+    return {str(job.source): fates[job.video_id] for job, _ in outcomes if job.video_id in fates}
+
+
+class _Heard:
+    """Keeps what a report is told."""
+
+    def __init__(self, report: "Report") -> None:
+        self.outcomes: list[tuple[Job, VideoSummary | None]] = []
+        self._report = report
+
+    def stage(self, job: Job, name: str, done: int, expected: int | None) -> None:
+        self._report.stage(job, name, done, expected)
+
+    def copied(self, job: Job) -> None:
+        self.outcomes.append((job, None))
+        self._report.copied(job)
+
+    def elsewhere(self, job: Job) -> None:
+        self.outcomes.append((job, None))
+        self._report.elsewhere(job)
+
+    def finished(self, job: Job, summary: VideoSummary) -> None:
+        self.outcomes.append((job, summary))
+        self._report.finished(job, summary)

@@ -1,0 +1,379 @@
+"""folders and buckets, looked at again and again -> runs over the videos that are new and whole in them"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from ferflow.aside import move_aside
+from ferflow.cut_off import ends_early
+from ferflow.errors import ConfigError, FerflowError, StoppedError
+from ferflow.inbox import Inbox
+from ferflow.rows import KnownSource
+from ferflow.sources import is_listed, known_sources, list_videos, open_results
+from ferflow.storage import StoredFile, absolute, content_id, is_local, place, reach, stat_file, utf8
+from ferflow.watch_settings import WatchSettings
+from flows.folder_events import FolderEvents
+from models.warm import version_in_use
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 5.0
+# Between two tries to begin a run where that is not possible, and between two questions for runs elsewhere.
+_LONGEST_WAIT_SECONDS = 3600.0
+_LEFT = "What was not finished is left alone until its file changes, somebody starts it, or the watch starts anew."
+
+Fate = Literal["done", "failed"]
+"""What became of a video; a copy shares its original's."""
+
+
+class Runs(Protocol):
+    """Where videos are analysed: in this process, as a flow run of it, or by the workers of a deployment."""
+
+    def ready(self) -> None:
+        """Make sure that a run can begin.
+
+        Raises:
+            ConfigError: it cannot now; it may later.
+        """
+        ...
+
+    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
+        """Analyse videos, and tell by their path what became of those that are dealt with.
+
+        Raises:
+            Exception: whatever ended the run.
+        """
+        ...
+
+    def unfinished(self) -> set[str] | None:
+        """Paths of videos that runs elsewhere have not finished; None where `analyze` waits for its run to end."""
+        ...
+
+    def cancelled(self) -> set[str]:
+        """Paths of videos in runs elsewhere that somebody has cancelled."""
+        ...
+
+
+class Watcher:
+    """Finds new videos and has them analysed, each content once; what is done is known from the results."""
+
+    def __init__(self, settings: WatchSettings, runs: Runs, *, say: Callable[[str], None]) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            settings: where to look, and what becomes of what is there.
+            runs: where videos are analysed.
+            say: told in a sentence what a person should know, each once.
+
+        Raises:
+            ConfigError: a source or the results folder cannot be used.
+        """
+        self._settings = settings
+        self._runs = runs
+        self._say = say
+        self.sources = [absolute(place(source)) for source in settings.sources]
+        """Where new videos arrive."""
+        for source in self.sources:
+            if is_local(source) and source.exists() and not source.is_dir():
+                raise ConfigError(f"{source}: this is a file; name the folder in which new videos arrive.")
+            if any(is_local(folder) != is_local(source) for folder in self._aside(source)):
+                raise ConfigError(f"{source}: its videos cannot be moved between a bucket and a folder.")
+        self._results = open_results(place(settings.results))
+        self._inbox = Inbox(
+            settle_seconds=settings.settle_seconds,
+            second_look_seconds=settings.second_look_seconds,
+            look=_look,
+            ends_early=ends_early,
+        )
+        self._sweeps_at = dict.fromkeys(self.sources, -math.inf)
+        self._runs_at = self._asks_at = -math.inf
+        self._is_outdated = True
+        self._model_version: str | None = None
+        self._perhaps_known: dict[str, tuple[str, Mapping[str, Fate]]] = {}
+        self._said: dict[object, str] = {}
+
+    def watch(self) -> None:
+        """Go on until it is interrupted; what goes wrong is said and tried again later."""
+        with FolderEvents([source for source in self.sources if is_local(source)]) as events:
+            while True:
+                self.notice(events.wait(self._seconds_to_wait()))
+                if files := self.take():
+                    self.analyze(files)
+
+    def look(self) -> list[StoredFile]:
+        """Look once, and once more after the settle time if anything is new; gives what is whole then."""
+        self.notice()
+        if self._inbox.next_at(time.monotonic()) == math.inf:
+            return []
+        time.sleep(self._settings.settle_seconds + 0.05)
+        return self.take()
+
+    def notice(self, changed: Iterable[Path] = ()) -> None:
+        """Look at what has changed, and through those sources whose time has come."""
+        now = time.monotonic()
+        changed = set(changed)
+        for path in changed - set(self.sources):
+            self._notice_one(path, now)
+        due = [source for source in self.sources if now >= self._sweeps_at[source] or source in changed]
+        if due:
+            try:
+                known = self._known_anew()
+            except Exception as error:  # What is known must be known, or all of it would be done again.
+                self._tell("results", _why(self._results.root, error))
+                self._sweeps_at |= dict.fromkeys(self.sources, now + _RETRY_SECONDS)
+                return
+            self._tell_no_more("results", f"{self._results.root} can be read again.")
+            for source in self.sources if known is not None else due:
+                self._sweep(source, known or _Known())
+        self._follow(now)
+
+    def take(self) -> list[StoredFile]:
+        """Files for the next run; none while no run can begin."""
+        now = time.monotonic()
+        if now < self._runs_at:
+            return []
+        files = []
+        for file in self._inbox.take(now, self._settings.videos_per_run):
+            tag, fates = self._perhaps_known.pop(str(file.path), ("", {}))
+            fate = _fate_by_content(file, fates) if tag == file.tag else None
+            if fate is None:
+                files.append(file)
+            else:
+                self._settle(file, fate)
+        if files:
+            try:
+                self._runs.ready()
+            except ConfigError as error:
+                self._tell("runs", f"{error} New videos wait.")
+                for file in files:
+                    self._inbox.put_back(file)
+                self._runs_at = now + _RETRY_SECONDS
+                return []
+            self._tell_no_more("runs", "Videos are analysed again.")
+        return files
+
+    def analyze(self, files: Sequence[StoredFile]) -> None:
+        """Run over files that `take` gave; what nothing came of is tried again later."""
+        fates: Mapping[str, Fate] = {}
+        try:
+            fates = self._runs.analyze(files)
+        except StoppedError as error:
+            self._leave(files)
+            self._say(f"{error} {_LEFT}")
+            return
+        except Exception as error:
+            # Not the end of the watch: the next video may have more luck, and this one later.
+            is_foreseen = isinstance(error, FerflowError | OSError)
+            logger.log(logging.DEBUG if is_foreseen else logging.ERROR, "A run broke off.", exc_info=error)
+            self._tell("a run", f"{error} What was not finished is tried again later.")
+        else:
+            self._said.pop("a run", None)
+            if self._runs.unfinished() is not None:
+                return
+        self.account(files, fates)
+
+    def account(self, files: Iterable[StoredFile], fates: Mapping[str, Fate]) -> None:
+        """What became of files that `take` gave; those of which nothing is said are tried again later."""
+        now = time.monotonic()
+        for file in files:
+            fate = fates.get(str(file.path))
+            if fate is not None:
+                self._settle(file, fate)
+            else:
+                # Until then another run may have done it, and the results say so.
+                self._inbox.give_back(file, now)
+                self._is_outdated = True
+
+    def _leave(self, files: Iterable[StoredFile]) -> None:
+        """Somebody has stopped the work on these; the results may know some of them by now."""
+        for file in files:
+            self._inbox.done(file)
+        self._is_outdated = True
+
+    def _follow(self, now: float) -> None:
+        """Ask what became of videos that were sent elsewhere."""
+        in_work = self._inbox.in_work
+        if not in_work or now < self._asks_at:
+            return
+        self._asks_at = now + _RETRY_SECONDS
+        try:
+            unfinished = self._runs.unfinished()
+            ended = [file for file in in_work if unfinished is not None and str(file.path) not in unfinished]
+            if ended:
+                known = _Known.of(known_sources(self._results), self._is_current)
+                fates = {
+                    str(file.path): known.fate(file) or _fate_by_content(file, known.alike(file)) for file in ended
+                }
+                cancelled = self._runs.cancelled() if None in fates.values() else set()
+                self._leave(file for file in ended if str(file.path) in cancelled)
+                self.account(ended, {path: fate for path, fate in fates.items() if fate is not None})
+        except (FerflowError, OSError) as error:
+            self._tell("runs", str(error))
+
+    def _sweep(self, source: Path, known: "_Known") -> None:
+        """Look through a source; one that is not there is waited for."""
+        now = time.monotonic()
+        interval = self._settings.sweep_seconds if is_local(source) else self._settings.bucket_seconds
+        self._sweeps_at[source] = now + interval
+        try:
+            if is_local(source) and not source.is_dir():
+                self._tell(source, f"{source}: this folder is not there; it is waited for.")
+                return
+            self._inbox.sweep(source, self._screened(list_videos(source), source, known), now)
+        except Exception as error:  # Each store's library has errors of its own.
+            self._tell(source, _why(source, error))
+        else:
+            self._tell_no_more(source, f"{source} can be read again.")
+
+    def _notice_one(self, path: Path, now: float) -> None:
+        source = next((source for source in self.sources if is_local(source) and path.is_relative_to(source)), None)
+        if source is None:
+            return
+        files: Iterable[StoredFile] = ()
+        if path.is_dir():
+            files = (file for file in list_videos(path) if is_listed(file.path, source))
+        elif is_listed(path, source) and (file := _look(path)) is not None:
+            files = [file]
+        for file in self._screened(files, source, _Known()):
+            self._inbox.see(file, now)
+
+    def _screened(self, files: Iterable[StoredFile], source: Path, known: "_Known") -> Iterator[StoredFile]:
+        """Files without those that were moved aside; of those that are known, the inbox hears."""
+        aside = self._aside(source)
+        for file in files:
+            if any(file.path.is_relative_to(folder) for folder in aside):
+                continue
+            fate = known.fate(file)
+            if fate is not None:
+                self._settle(file, fate)
+            elif alike := known.alike(file):
+                self._perhaps_known[str(file.path)] = file.tag, alike
+            yield file
+
+    def _settle(self, file: StoredFile, fate: Fate) -> None:
+        """A video is dealt with, and the results say so."""
+        self._inbox.done(file)
+        if self._settings.after == "leave":
+            return
+        source = next(source for source in self.sources if file.path.is_relative_to(source))
+        done, failed = self._aside(source)
+        folder = done if fate == "done" else failed
+        below = str(file.path.parent)[len(str(source)) :].strip("/\\")
+        try:
+            if (now := _look(file.path)) is not None and now.tag == file.tag:
+                move_aside(file.path, folder / below if below else folder)
+        except OSError as error:
+            self._tell(folder, f"{file.path}: it cannot be moved to {folder} ({error.strerror or error}); it stays.")
+
+    def _aside(self, source: Path) -> tuple[Path, ...]:
+        """Where dealt-with videos of a source go: analysed ones and failed ones."""
+        if self._settings.after == "leave":
+            return ()
+        names = self._settings.done_folder, self._settings.failed_folder
+        return tuple(
+            place(name) if "://" in name or Path(name).is_absolute() else source.parent / name for name in names
+        )
+
+    def _known_anew(self) -> "_Known | None":
+        """What the results say, if that may be other than what is known here."""
+        if self._settings.redo_outdated:
+            version = version_in_use(self._settings.settings.model)
+            if version != self._model_version:
+                self._model_version = version
+                self._inbox.forget_done()
+                self._is_outdated = True
+        if not self._is_outdated:
+            return None
+        known = _Known.of(known_sources(self._results), self._is_current)
+        self._is_outdated = False
+        self._perhaps_known.clear()
+        return known
+
+    def _is_current(self, known: KnownSource) -> bool:
+        return not self._settings.redo_outdated or (
+            known.model_version == self._model_version and known.settings_hash == self._settings.settings.settings_hash
+        )
+
+    def _seconds_to_wait(self) -> float:
+        now = time.monotonic()
+        times = [*self._sweeps_at.values(), max(self._inbox.next_at(now), self._runs_at)]
+        if self._inbox.in_work:
+            times.append(self._asks_at)
+        return min(max(min(times) - now, 0.0), _LONGEST_WAIT_SECONDS)
+
+    def _tell(self, about: object, sentence: str) -> None:
+        """Say what is wrong, once."""
+        if self._said.get(about) != sentence:
+            self._said[about] = sentence
+            self._say(sentence)
+
+    def _tell_no_more(self, about: object, sentence: str) -> None:
+        """Say that it is right again."""
+        if self._said.pop(about, None) is not None:
+            self._say(sentence)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the results say of files, for as long as it is needed."""
+
+    by_path: Mapping[str, KnownSource] = field(default_factory=dict)
+    by_tag: Mapping[str, Fate] = field(default_factory=dict)
+    by_length: Mapping[str, Mapping[str, Fate]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, sources: Mapping[str, KnownSource], is_current: Callable[[KnownSource], bool]) -> "_Known":
+        by_path = {path: known for path, known in sources.items() if known.tag is not None and is_current(known)}
+        by_length: dict[str, dict[str, Fate]] = {}
+        for known in by_path.values():
+            by_length.setdefault(_length(known.tag), {})[known.video_id] = _fate(known)
+        return cls(by_path, {known.tag or "": _fate(known) for known in by_path.values()}, by_length)
+
+    def fate(self, file: StoredFile) -> Fate | None:
+        """What became of a file, as far as that is known without reading it."""
+        known = self.by_path.get(utf8(str(file.path)))
+        if known is not None and known.tag == file.tag:
+            return _fate(known)
+        # A bucket's tag is made of the bytes.
+        return None if is_local(file.path) else self.by_tag.get(file.tag)
+
+    def alike(self, file: StoredFile) -> Mapping[str, Fate]:
+        """Those that it may be a copy of, being of the same length: by their id."""
+        return self.by_length.get(_length(file.tag), {}) if is_local(file.path) else {}
+
+
+def _fate(known: KnownSource) -> Fate:
+    return "failed" if known.status == "failed" else "done"
+
+
+def _length(tag: str | None) -> str:
+    return (tag or "").partition("-")[0]
+
+
+def _fate_by_content(file: StoredFile, fates: Mapping[str, Fate]) -> Fate | None:
+    if not fates:
+        return None
+    try:
+        return fates.get(content_id(file.path))
+    except OSError:
+        return None
+
+
+def _look(path: Path) -> StoredFile | None:
+    try:
+        return stat_file(path)
+    except OSError:
+        return None
+
+
+def _why(source: Path, error: Exception) -> str:
+    """A sentence on a place that cannot be read."""
+    try:
+        reach(source)
+    except ConfigError as reason:
+        return f"{reason} It is tried again."
+    return f"{source}: this cannot be read ({getattr(error, 'strerror', None) or error}); it is tried again."

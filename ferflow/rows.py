@@ -21,7 +21,8 @@ _EMOTION_TYPE = pa.dictionary(pa.int8(), pa.string())
 _ROWS_AT_ONCE = 1024
 # Rows kept before they are written: about 2 MB as Python objects, whatever the length of the video.
 _ROWS_READ_AT_ONCE = 65_536
-_ANALYSIS_KEY = b"ferflow.analysis"
+ANALYSIS_KEY = b"ferflow.analysis"
+"""Where a faces file keeps how it came about."""
 
 
 def _column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
@@ -95,7 +96,8 @@ VIDEOS_SCHEMA = pa.schema(
 """One row a video."""
 
 _BOX_COLUMNS = ["x_min", "y_min", "x_max", "y_max"]
-_READ_COLUMNS = ["frame_index", "pts_seconds", "frame_seconds", "track_id", *_BOX_COLUMNS, *EMOTIONS]
+FACE_COLUMNS = ["frame_index", "pts_seconds", "frame_seconds", "track_id", *_BOX_COLUMNS, *EMOTIONS]
+"""Columns that `face_columns` takes."""
 
 TABLES = {"faces": FACES_SCHEMA, "videos": VIDEOS_SCHEMA, "segments": SEGMENTS_SCHEMA}
 """Every table by the name of its folder."""
@@ -133,20 +135,23 @@ def write_faces(path: Path, rows: Iterable[FaceRow], describe: Callable[[], Anal
         while batch := list(islice(waiting, _ROWS_AT_ONCE)):
             writer.write_table(_faces_table(batch, describe()))
         analysis = dataclasses.asdict(describe())
-        writer.add_key_value_metadata({_ANALYSIS_KEY: json.dumps(analysis, default=datetime.isoformat).encode()})
+        writer.add_key_value_metadata({ANALYSIS_KEY: json.dumps(analysis, default=datetime.isoformat).encode()})
 
 
 def read_faces(path: Path) -> tuple[FaceColumns, Analysis]:
     """Read what `write_faces` wrote."""
-    with _parquet(path) as file:
-        table = file.read(columns=_READ_COLUMNS)
-        analysis = _analysis(file)
+    with open_table(path) as file:
+        return face_columns(file.read(columns=FACE_COLUMNS)), _analysis(file)
+
+
+def face_columns(table: pa.Table) -> FaceColumns:
+    """One video's rows of the faces table as arrays."""
 
     def column(name: str) -> np.ndarray:
         array: np.ndarray = table.column(name).to_numpy()
         return array
 
-    faces = FaceColumns(
+    return FaceColumns(
         frame_index=column("frame_index"),
         pts_seconds=column("pts_seconds"),
         frame_seconds=column("frame_seconds"),
@@ -154,13 +159,12 @@ def read_faces(path: Path) -> tuple[FaceColumns, Analysis]:
         boxes_xyxy=np.stack([column(name) for name in _BOX_COLUMNS], axis=1),
         probabilities=np.stack([column(emotion) for emotion in EMOTIONS], axis=1),
     )
-    return faces, analysis
 
 
 def read_analysis(path: Path) -> Analysis | None:
     """Read how a file of the faces table came about; None when there is no such file."""
     try:
-        with _parquet(path) as file:
+        with open_table(path) as file:
             return _analysis(file)
     except FileNotFoundError:
         return None
@@ -183,31 +187,39 @@ def stream_faces(path: Path, columns: Sequence[str]) -> tuple[Analysis, Iterator
     damaged = f"{path}: this table is damaged; remove the file and analyse its video again."
     try:
         # Buffering reads the whole file ahead: with ten million rows in one, 910 MB of memory instead of 390.
-        file = _parquet(path, pre_buffer=False)
+        file = open_table(path, pre_buffer=False)
         if file.metadata.num_rows == 0:
             file.close()
             return None
         analysis = _analysis(file)
     except (pa.ArrowInvalid, KeyError) as error:
         raise VideoError(damaged) from error
-    record = np.dtype([(name, FACES_SCHEMA.field(name).type.to_pandas_dtype()) for name in columns])
 
     def pieces() -> Iterator[np.ndarray]:
         with file:
             try:
                 # One thread: the pieces are small, and starting more for each costs more than it saves.
                 for batch in file.iter_batches(_ROWS_READ_AT_ONCE, columns=list(columns), use_threads=False):
-                    rows = np.empty(len(batch), record)
-                    for name in columns:
-                        rows[name] = batch.column(name).to_numpy(zero_copy_only=False)
-                    yield rows
+                    yield face_records(batch, columns)
             except (pa.ArrowInvalid, OSError) as error:
                 raise VideoError(damaged) from error
 
     return analysis, pieces()
 
 
-def _parquet(path: Path, **options: Any) -> pq.ParquetFile:
+def face_records(rows: pa.RecordBatch | pa.Table, columns: Sequence[str]) -> np.ndarray:
+    """Some columns of the faces table, numbers only, as a structured array with the columns as fields."""
+    records = np.empty(rows.num_rows, [(name, FACES_SCHEMA.field(name).type.to_pandas_dtype()) for name in columns])
+    for name in columns:
+        column = rows.column(name)
+        records[name] = (
+            column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(zero_copy_only=False)
+        )
+    return records
+
+
+def open_table(path: Path, **options: Any) -> pq.ParquetFile:
+    """Open a Parquet file of a folder or a bucket."""
     if is_local(path):
         return pq.ParquetFile(path, **options)
     bucket: Any = path
@@ -215,7 +227,12 @@ def _parquet(path: Path, **options: Any) -> pq.ParquetFile:
 
 
 def _analysis(file: pq.ParquetFile) -> Analysis:
-    described = json.loads(file.metadata.metadata[_ANALYSIS_KEY])
+    return parse_analysis(json.loads(file.metadata.metadata[ANALYSIS_KEY]))
+
+
+def parse_analysis(described: dict[str, Any]) -> Analysis:
+    """Read how faces came about from what a file says of it."""
+    described = dict(described)
     info = VideoInfo(**described.pop("info"))
     started_at = datetime.fromisoformat(described.pop("started_at"))
     return Analysis(**described, info=info, started_at=started_at)
@@ -245,10 +262,16 @@ def write_video(path: Path, summary: VideoSummary, *, parts: Path) -> None:
 def read_video(path: Path) -> VideoSummary | None:
     """Read what `write_video` wrote; None when there is no such file."""
     try:
-        with _parquet(path) as file:
+        with open_table(path) as file:
             (row,) = file.read().to_pylist()
     except FileNotFoundError:
         return None
+    return parse_video(row)
+
+
+def parse_video(row: dict[str, Any]) -> VideoSummary:
+    """Read one row of the videos table."""
+    row = dict(row)
     shares = tuple(row.pop(f"share_{emotion}") for emotion in EMOTIONS)
     in_info = [field.name for field in dataclasses.fields(VideoInfo) if field.name != "warning"]
     info = {name: row.pop(name) for name in in_info}

@@ -12,9 +12,9 @@ import numpy as np
 
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import ConfigError, VideoError
+from ferflow.merged_rows import stream_videos
 from ferflow.records import Analysis, Box, Face
-from ferflow.rows import stream_faces
-from ferflow.storage import Results
+from ferflow.storage import Results, holding_tables
 
 LEAST_SURE, RANDOM = "least sure", "random"
 """Why a face was picked."""
@@ -101,8 +101,7 @@ def pick_faces(
     Raises:
         ConfigError: there are no results.
     """
-    paths = sorted(results.table("faces").glob("*.parquet"))
-    if not paths:
+    if not results.table("faces").is_dir():
         raise ConfigError(
             f"{results.root}: there are no results in this folder; run `ferflow analyze` first, or name another with "
             "--results."
@@ -117,18 +116,19 @@ def pick_faces(
     drawn = _Sheet(drawn_count + spare, why=RANDOM)
     problems = []
     face_count = 0
-    for path in paths:
-        try:
-            opened = stream_faces(path, _COLUMNS)
-            if opened is None:
-                continue
-            analysis, pieces = opened
-            if not Path(analysis.source).is_file():
-                problems.append(f"{analysis.source}: the video is not there any more, so its faces cannot be shown.")
-                continue
-            face_count += _look_through(analysis, pieces, unsure, drawn, reviewed_in[analysis.video_id], seed=seed)
-        except VideoError as error:
-            problems.append(str(error))
+    with holding_tables(results.root):
+        for path in sorted(results.table("faces").glob("*.parquet")):
+            try:
+                for analysis, pieces in stream_videos(path, _COLUMNS):
+                    if not Path(analysis.source).is_file():
+                        problems.append(
+                            f"{analysis.source}: the video is not there any more, so its faces cannot be shown."
+                        )
+                        continue
+                    reviewed_here = reviewed_in[analysis.video_id]
+                    face_count += _look_through(analysis, pieces, unsure, drawn, reviewed_here, seed=seed)
+            except VideoError as error:
+                problems.append(str(error))
 
     faces = unsure.faces()
     times = _Times((_person(picked), picked.pts_seconds) for picked in faces)

@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from ferflow.claims import Claims
+from ferflow.compaction import forget, take_out
 from ferflow.config import Settings
 from ferflow.errors import ConfigError
 from ferflow.frames import VIDEO_SUFFIXES
+from ferflow.merged_rows import find_video
 from ferflow.records import VideoSummary
-from ferflow.rows import TABLES, KnownSource, read_known_sources, read_video, write_empty_table
+from ferflow.rows import TABLES, KnownSource, read_known_sources, write_empty_table
 from ferflow.storage import (
     Results,
     StoredFile,
     absolute,
     content_id,
     fetched,
+    holding_tables,
     is_local,
     list_files,
     reach,
@@ -29,6 +32,7 @@ from ferflow.storage import (
 
 _COLUMNS_ONLY = "columns.parquet"
 # A part of each table without rows; it is also what a results folder is known by.
+_ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,8 @@ def plan_jobs(
                 if held.enter_context(claims.hold(video_id)):
                     # Whoever had it until now may have finished it.
                     earlier = None if force else _earlier(video_id, results, version, settings)
+                    if earlier is None:
+                        take_out(results, video_id)
                 else:
                     is_elsewhere = True
             yield Job(
@@ -187,7 +193,12 @@ def plan_jobs(
 
 def known_sources(results: Results) -> Mapping[str, KnownSource]:
     """What the results say of each file, by its path or address as text."""
-    return read_known_sources(results.table("videos"))
+    for _ in range(_ATTEMPTS):
+        # In a bucket files may be merged between the listing and the reading.
+        with holding_tables(results.root), contextlib.suppress(FileNotFoundError):
+            return read_known_sources(results.table("videos"))
+    with holding_tables(results.root):
+        return read_known_sources(results.table("videos"))
 
 
 def _identify(
@@ -205,12 +216,12 @@ def _identify(
         return unreadable_id(source), source, None
     if is_local(results.root) or (before is not None and before.video_id == unreadable_id(source)):
         # It could not be read once and now it can: that failure is no more.
-        results.rows("videos", unreadable_id(source)).unlink(missing_ok=True)
+        forget(results, unreadable_id(source))
     return video_id, file, tag
 
 
 def _earlier(video_id: str, results: Results, model_version: str, settings: Settings) -> VideoSummary | None:
-    summary = read_video(results.rows("videos", video_id))
+    summary = find_video(results, video_id)
     return summary if summary is not None and _is_current(summary, results, model_version, settings) else None
 
 

@@ -17,7 +17,7 @@ from ferflow.frames import VideoReader, rewrite_video
 from ferflow.overlay import draw_frame
 from ferflow.records import Analysis, FaceColumns, FaceRow, Frame, Segment, VideoSummary
 from ferflow.rows import read_analysis, read_faces, write_faces, write_segments, write_video
-from ferflow.storage import Results, relative, stat_file, utf8
+from ferflow.storage import Results, holding_tables, relative, stat_file, utf8
 from ferflow.summary import (
     dominant_emotion,
     draw_timeline,
@@ -198,8 +198,9 @@ def record_failure(
     Returns:
         The Parquet file with the video's row.
     """
-    results.rows("faces", video_id).unlink(missing_ok=True)
-    results.rows("segments", video_id).unlink(missing_ok=True)
+    with holding_tables(results.root):
+        results.rows("faces", video_id).unlink(missing_ok=True)
+        results.rows("segments", video_id).unlink(missing_ok=True)
     path = results.rows("videos", video_id)
     summary = VideoSummary(
         video_id=video_id,

@@ -217,7 +217,8 @@ def part_file(target: Path, *, folder: Path | None = None) -> Iterator[Path]:
 
     Yields a path of this machine whose name ends in `.part`: under `folder` (on the target's disk) or else, hidden,
     beside the target; for a bucket somewhere else. When the block ends well it is renamed to the target, or sent to the
-    bucket as one object; otherwise removed.
+    bucket as one object; otherwise removed. With `folder`, the parts of a results folder, it waits while a table is
+    being exchanged.
     """
     if not is_local(target):
         bucket: Any = target
@@ -228,11 +229,38 @@ def part_file(target: Path, *, folder: Path | None = None) -> Iterator[Path]:
     try:
         yield part
         if is_local(target):
-            os.replace(part, target)
+            with contextlib.nullcontext() if folder is None else holding_tables(folder.parent):
+                os.replace(part, target)
         else:
             bucket.fs.put_file(str(part), bucket.path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def holding_tables(root: Path, *, alone: bool = False) -> Iterator[None]:
+    """Keep the tables of a results folder of this machine from being exchanged while files of them are moved or read.
+
+    Where the disk has no locks, nothing is exchanged (see `compaction`), and nothing is to be waited for.
+
+    Args:
+        root: the results folder; nothing in a bucket is ever exchanged.
+        alone: to exchange a table: waits until nobody holds them.
+
+    Raises:
+        OSError: `alone`, and the disk has no locks.
+    """
+    if not is_local(root):
+        yield
+        return
+    with contextlib.ExitStack() as held:
+        with contextlib.nullcontext() if alone else contextlib.suppress(OSError, ImportError):
+            import fcntl
+
+            lock = os.open(root / ".tables.lock", os.O_CREAT | (os.O_RDWR if alone else os.O_RDONLY), 0o666)
+            held.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
 
 
 def relative(path: Path, results: Results) -> str:

@@ -1,6 +1,5 @@
 """newly labelled faces -> the model in use, fine-tuned and promoted if it is better, as one Prefect flow run"""
 
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -10,6 +9,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from ferflow.errors import FerflowError
+from ferflow.storage import absolute, place
 from flows.pictures import page_of
 from flows.server import result_on_server
 from flows.training_report import describe_nothing_new, describe_retrained
@@ -23,7 +23,7 @@ _DEFAULTS = load_retrain_settings(None)
 
 def _name_run() -> str:
     settings = flow_run.parameters["settings"]
-    return f"retrain: {RetrainSettings.model_validate(settings).labelled.name}"
+    return f"retrain: {place(RetrainSettings.model_validate(settings).labelled).name}"
 
 
 @flow(flow_run_name=_name_run, persist_result=False)
@@ -57,6 +57,6 @@ def retrain_on_server(settings: RetrainSettings) -> Retraining | None:
     Raises:
         FerflowError: no server answers, or the retraining cannot be done.
     """
-    here = {name: Path(getattr(settings, name)).absolute() for name in ("labelled", "data")}
+    here = {"labelled": str(absolute(place(settings.labelled))), "data": settings.data.absolute()}
     retraining: Retraining | None = result_on_server(retrain_emotion_model, settings.model_copy(update=here))
     return retraining

@@ -6,7 +6,9 @@ $FERFLOW_MODELS names, by default ~/.local/share/ferflow/models:
     <version>/          a model directory; verdict.json in it says what a retraining made of it
     promotions.jsonl    a line for each promotion and each rollback; none means the model that comes with ferflow
 
-The last file is replaced as a whole, so that whoever reads it meets the old model or the new one.
+The last file is replaced as a whole, so that whoever reads it meets the old model or the new one. $FERFLOW_MODELS may
+name a bucket too (s3://bucket/models), for the models of many machines: each keeps a copy and looks for news every few
+seconds.
 """
 
 from __future__ import annotations
@@ -14,19 +16,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import json
 import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ferflow.errors import ModelError
-from ferflow.storage import part_file
+from ferflow.claims import Claims
+from ferflow.errors import ConfigError, ModelError
+from ferflow.mirror import Mirror
+from ferflow.storage import Results, is_local, part_file, place
 from models.emotion_classifier import (
     DESCRIPTION_FILE,
     EmotionModel,
@@ -35,6 +41,7 @@ from models.emotion_classifier import (
     read_description,
 )
 from models.trial import try_model
+from models.wheels import cache_folder
 
 MODELS_VARIABLE = "FERFLOW_MODELS"
 VERDICT_FILE = "verdict.json"
@@ -42,6 +49,8 @@ VERDICT_FILE = "verdict.json"
 _SHIPPED = Path(__file__).parent / "emotion"
 _PROMOTIONS = "promotions.jsonl"
 _MOST_BYTES_COPIED = 1_000_000_000
+_LOOK_SECONDS = 10.0
+_WAIT_SECONDS = 300.0
 
 _log = logging.getLogger(__name__)
 
@@ -97,10 +106,13 @@ class ModelStore:
 
     def __init__(self, root: Path | None = None) -> None:
         """Nothing is read or made yet; `root` is the folder of the user's own models, `models_folder()` by default."""
-        self.root = (root or models_folder()).absolute()
+        named = root or models_folder()
+        self._mirror = None if is_local(named) else _mirror_of(named)
+        self.root = named.absolute() if self._mirror is None else self._mirror.folder
 
     def versions(self) -> list[InstalledModel]:
         """Every version, those that came with ferflow first; a warning is logged for each that cannot be read."""
+        self._look()
         try:
             in_use = self.in_use()
         except ModelError as error:
@@ -150,6 +162,7 @@ class ModelStore:
         """
         if name == "default":
             return self.in_use()
+        self._look()
         folder = self._folder(name)
         if folder is None and (Path(name) / DESCRIPTION_FILE).is_file():
             folder = Path(name).absolute()
@@ -187,6 +200,7 @@ class ModelStore:
                     if (installed := self._installed(description)) is not None:
                         return installed
                     os.replace(copied, self.root / description.version)
+                    self._send(self.root / description.version)
         return self.root / description.version
 
     def promote(self, name: str, *, reason: str = "") -> Path:
@@ -243,6 +257,7 @@ class ModelStore:
         Raises:
             ModelError: the list is damaged.
         """
+        self._look()
         path = self.root / _PROMOTIONS
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -273,6 +288,8 @@ class ModelStore:
         table = dataclasses.asdict(verdict) | {"decided_at": verdict.decided_at.isoformat(timespec="seconds")}
         with self._writing(), part_file(folder / VERDICT_FILE) as part:
             part.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with self._writing():
+            self._send(folder)
 
     def _folder(self, version: str) -> Path | None:
         """The directory of an installed version, if there is one."""
@@ -295,6 +312,22 @@ class ModelStore:
         lines = [json.dumps(dataclasses.asdict(promotion), ensure_ascii=False) + "\n" for promotion in promotions]
         with part_file(self.root / _PROMOTIONS) as part:
             part.write_text("".join(lines), encoding="utf-8")
+        self._send(self.root / _PROMOTIONS)
+
+    def _look(self, *, older_than_seconds: float = _LOOK_SECONDS) -> None:
+        """Bring what other machines have added to a bucket."""
+        if self._mirror is not None:
+            try:
+                self._mirror.pull(older_than_seconds=older_than_seconds)
+            except (OSError, ConfigError) as error:
+                if not self.root.is_dir():
+                    raise ModelError(f"The emotion models cannot be fetched: {error}") from error
+                _log.warning("The emotion models that were fetched earlier are used: %s", error)
+
+    def _send(self, path: Path) -> None:
+        """Give a file or a model of this store to the other machines."""
+        if self._mirror is not None:
+            self._mirror.push([path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()])
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -302,8 +335,18 @@ class ModelStore:
         import fcntl
 
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as file:
+        with (self.root / ".lock").open("w") as file, contextlib.ExitStack() as others:
             fcntl.flock(file, fcntl.LOCK_EX)
+            if self._mirror is not None:
+                claims = Claims(Results(self._mirror.bucket))
+                ends_at = time.monotonic() + _WAIT_SECONDS
+                while not others.enter_context(claims.hold("models")):
+                    if time.monotonic() > ends_at:
+                        raise OSError(
+                            None, "another machine has been changing it for too long", str(self._mirror.bucket)
+                        )
+                    time.sleep(1)
+                self._look(older_than_seconds=0)
             yield
 
     @contextlib.contextmanager
@@ -329,8 +372,14 @@ def find_model(name: str) -> Path:
 def models_folder() -> Path:
     """Where a user's own models are kept: $FERFLOW_MODELS, else `~/.local/share/ferflow/models`."""
     if named := os.environ.get(MODELS_VARIABLE):
-        return Path(named).expanduser()
+        return named_place.expanduser() if is_local(named_place := place(named)) else named_place
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share").expanduser() / "ferflow" / "models"
+
+
+@functools.cache
+def _mirror_of(bucket: Path) -> Mirror:
+    """One of a process, which knows when it last looked."""
+    return Mirror(bucket, cache_folder() / "models", last=(DESCRIPTION_FILE, _PROMOTIONS))
 
 
 def shipped_model() -> Path:

@@ -311,6 +311,15 @@ def world(trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.Monkey
 NEW_PATTERN = make_pattern(np.random.default_rng(77))
 
 
+def test_labelled_faces_may_lie_in_a_bucket(bucket, world, tmp_path, monkeypatch):
+    monkeypatch.setenv("FERFLOW_CACHE", str(tmp_path / "cache"))
+    settings = world.settings(labelled=bucket / "labelled", min_new_images=2)
+    world.drop(NEW_PATTERN, ["happy"] * 3, seed=9)
+    for path in world.labelled.rglob("*.png"):
+        (bucket / "labelled" / "happy" / path.name).write_bytes(path.read_bytes())
+    assert count_new_images(settings, world.store) == 3
+
+
 def test_a_better_candidate_is_promoted_and_the_next_video_says_so_and_a_rollback_goes_back(
     world: World, make_video: Callable[..., Path], astronaut: np.ndarray, tmp_path: Path
 ) -> None:

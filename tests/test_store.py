@@ -33,7 +33,7 @@ from models.emotion_classifier import (
     read_description,
 )
 from models.keras_file import check_keras_file
-from models.store import VERDICT_FILE, ModelStore, Verdict, find_model, models_folder, shipped_model
+from models.store import VERDICT_FILE, ModelStore, Verdict, _mirror_of, find_model, models_folder, shipped_model
 from models.trial import check_model, try_model
 
 ROOT = Path(__file__).parents[1]
@@ -241,6 +241,28 @@ def test_a_store_that_cannot_be_written_is_one_sentence(two_models, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(ModelError, match="FERFLOW_MODELS names another folder"):
         ModelStore(tmp_path / "file").add(two_models[0])
+
+
+def test_two_machines_share_the_models_of_a_bucket(bucket, two_models, tmp_path, monkeypatch):
+    def machine(name: str) -> ModelStore:
+        # Each has a cache, and so a copy, of its own.
+        monkeypatch.setenv("FERFLOW_CACHE", str(tmp_path / name))
+        _mirror_of.cache_clear()
+        return ModelStore(bucket / "models")
+
+    first, second = machine("a"), machine("b")
+    assert second.in_use() == shipped_model()
+    first.promote(str(two_models[0]), reason="better")
+    first.promote(str(two_models[1]))
+    second._look(older_than_seconds=0)
+    assert second.in_use() == second.root / two_models[1].name
+    assert EmotionModel(second.in_use()).version == two_models[1].name
+    assert second.rollback() == two_models[0].name
+    first._look(older_than_seconds=0)
+    assert (first.in_use().name, len(first.promotions())) == (two_models[0].name, 3)
+    first.keep_verdict(two_models[0].name, VERDICT)
+    second._look(older_than_seconds=0)
+    assert VERDICT in [model.verdict for model in second.versions()]
 
 
 def test_a_verdict_is_kept_beside_its_model(store, two_models):

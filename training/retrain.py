@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import shutil
@@ -22,9 +23,12 @@ import numpy as np
 
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import ConfigError, DataError, ModelError
+from ferflow.mirror import Mirror
+from ferflow.storage import is_local, place
 from models.emotion_classifier import DESCRIPTION_FILE, EmotionModel, ModelDescription, load_network, read_description
 from models.emotion_cnn import CROP_SIZE_PX
 from models.store import MODELS_VARIABLE, ModelStore, Verdict
+from models.wheels import cache_folder
 from training.checkpoint import Epoch
 from training.dataset import DataSplits, LabelledImages, load_labelled, load_splits
 from training.duplicates import same_photo
@@ -41,6 +45,7 @@ _log = logging.getLogger(__name__)
 WORK_FOLDER = ".retraining"
 """In the store: checkpoints of the retraining that is under way, and the lock that keeps it the only one."""
 
+_LOOK_SECONDS = 10.0
 _RECORD = "labelled"
 # Key of what model.json says of labelled images, in its `data`.
 
@@ -100,7 +105,7 @@ def count_new_images(settings: RetrainSettings, store: ModelStore) -> int:
     fresh = _settled_files(settings, changed_after=listed_at - settings.settle_seconds)
     if len(fresh) < settings.min_new_images:
         return len(fresh)
-    images, _ = load_labelled(settings.labelled, size_px=CROP_SIZE_PX)
+    images, _ = load_labelled(_labelled_folder(settings), size_px=CROP_SIZE_PX)
     return len({name for path, name in zip(images.paths, _names(images), strict=True) if path in fresh} - seen)
 
 
@@ -140,7 +145,7 @@ def retrain(
         old = load_splits(settings.data, size_px=CROP_SIZE_PX, leaks="leave_out")
         listed_at = time.time()
         settled = _settled_files(settings, changed_after=0)
-        images, report = load_labelled(settings.labelled, size_px=CROP_SIZE_PX)
+        images, report = load_labelled(_labelled_folder(settings), size_px=CROP_SIZE_PX)
         images = _take(images, [path in settled for path in images.paths])
         record = record_of(description)
         split = split_labelled(images, record, old, holdout_share=settings.holdout_share)
@@ -380,7 +385,7 @@ def _is_held_out(path: str, digest: str, share: float) -> bool:
     return int(key[:8], 16) / 16**8 < share
 
 
-def _seen(store: ModelStore, folder: Path) -> tuple[frozenset[str], float]:
+def _seen(store: ModelStore, folder: str) -> tuple[frozenset[str], float]:
     """What judged candidates and the model in use have seen, and when this folder was last listed for one of them."""
     seen: frozenset[str] = frozenset()
     listed_at, folder_id = 0.0, _folder_id(folder)
@@ -398,12 +403,28 @@ def _seen(store: ModelStore, folder: Path) -> tuple[frozenset[str], float]:
     return seen, listed_at
 
 
+def _labelled_folder(settings: RetrainSettings) -> Path:
+    """The labelled faces on this machine; those of a bucket are brought.
+
+    Raises:
+        ConfigError: there is no such bucket, or its key is missing or wrong.
+    """
+    named = place(settings.labelled)
+    return named if is_local(named) else _mirror_of(named).pull(older_than_seconds=_LOOK_SECONDS)
+
+
+@functools.cache
+def _mirror_of(bucket: Path) -> Mirror:
+    """One of a process, which knows when it last looked."""
+    return Mirror(bucket, cache_folder() / "labelled")
+
+
 def _settled_files(settings: RetrainSettings, *, changed_after: float) -> set[str]:
     """Files of labelled emotions that are not being written any more, as paths relative to the folder.
 
     By the time of their last change as the system keeps it: copying sets the one that users see to the original's.
     """
-    folder = settings.labelled
+    folder = _labelled_folder(settings)
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder. Make it, with a folder for each emotion in it.")
     latest = time.time() - settings.settle_seconds
@@ -445,8 +466,10 @@ def _names(images: LabelledImages) -> list[str]:
     return [f"{EMOTIONS[label]}:{digest}" for label, digest in zip(images.labels, images.digests, strict=True)]
 
 
-def _folder_id(folder: Path) -> str:
-    return hashlib.sha256(str(folder.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+def _folder_id(named: str) -> str:
+    folder = place(named)
+    where = folder.resolve() if is_local(folder) else folder
+    return hashlib.sha256(str(where).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _as_json(record: LabelledRecord) -> dict[str, Any]:

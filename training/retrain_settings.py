@@ -1,8 +1,9 @@
 """configs/retrain.toml -> RetrainSettings: when a retraining starts, how gently it goes, what it must prove."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ferflow.config import load_toml
 
@@ -12,8 +13,8 @@ class RetrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    labelled: Path = Path("labelled")
-    """The folder into which people sort faces, a folder for each emotion in it. Nothing in it is moved or deleted."""
+    labelled: Annotated[str, BeforeValidator(str)] = "labelled"
+    """The folder, or s3://bucket/prefix, into which people sort faces: a folder for each emotion. It is not changed."""
     data: Path = Path("fer2013")
     """The data that the model in use was trained on: some is learned again, its test images are the frozen test."""
     min_new_images: int = Field(100, ge=1)

@@ -47,7 +47,7 @@ def analyze_videos(
     results: str = "results",
     settings: Settings = _DEFAULTS,
     force: bool = False,
-    workers: Annotated[int, Field(ge=1)] | None = None,
+    workers: Annotated[int, Field(ge=0)] = 0,
 ) -> State[Any]:
     """Find the faces in videos and tell which emotion each shows, frame by frame.
 
@@ -60,7 +60,7 @@ def analyze_videos(
         results: Folder to write to, made if it is not there, for example /data/results.
         settings: What to look at and how.
         force: Do again what has been done.
-        workers: Videos at a time; leave it empty for half of the processors.
+        workers: Videos at a time; 0 is half of the processors.
     """
     stop = stop_of_this_run()
     try:
@@ -95,7 +95,7 @@ def analyze_on_server(
     Raises:
         ConfigError: no server is configured, none answers, or it wants a password.
     """
-    outcomes: list[Outcome] = result_on_server(analyze_videos, sources, results, settings, force, workers)
+    outcomes: list[Outcome] = result_on_server(analyze_videos, sources, results, settings, force, workers or 0)
     return outcomes
 
 
@@ -105,7 +105,7 @@ def analyze_as_deployed(
     *,
     settings: Settings,
     force: bool = False,
-    workers: int | None = None,
+    workers: int = 0,
     stop: threading.Event | None = None,
 ) -> list[Outcome]:
     """Run the flow in this process, as a run of its deployment, and give what became of each video.
@@ -118,7 +118,7 @@ def analyze_as_deployed(
         results: where to write.
         settings: what to look at and how.
         force: do again what has been done.
-        workers: videos at a time; None for half of the processors.
+        workers: videos at a time; 0 for half of the processors.
         stop: once it is set, by another thread, the run ends as cancelled within a frame.
 
     Raises:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ferflow.config import load_settings
 from ferflow.watch_settings import WatchSettings, load_watch_settings
-from training.retrain_settings import load_retrain_settings
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
@@ -44,8 +44,10 @@ def offers(folder: str, watching: WatchSettings) -> tuple[Offer, ...]:
         folder: where the folders of training data lie, with its whole path.
         watching: where videos come from, where results go, and how they are analysed, with whole paths.
     """
-    settings = watching.settings.model_dump(mode="json")
-    labelled = load_retrain_settings(None, labelled=f"{folder}/labelled", data=f"{folder}/fer2013")
+    videos: dict[str, Any] = {"sources": watching.sources, "results": watching.results}
+    if watching.settings != load_settings(None):
+        videos["settings"] = watching.settings.model_dump(mode="json")
+    faces = {"settings": {"labelled": f"{folder}/labelled", "data": f"{folder}/fer2013"}}
     return (
         Offer(
             name="analyze-videos",
@@ -54,7 +56,7 @@ def offers(folder: str, watching: WatchSettings) -> tuple[Offer, ...]:
             "or a whole folder. Writes tables, a copy of each video with boxes and labels, and a picture of its "
             "timeline. What was done before is not done again.",
             tags=("videos",),
-            parameters={"sources": watching.sources, "results": watching.results, "settings": settings},
+            parameters=videos,
         ),
         Offer(
             name="watch-inbox",
@@ -62,7 +64,7 @@ def offers(folder: str, watching: WatchSettings) -> tuple[Offer, ...]:
             description="Looks once for new videos in the inbox and analyses them. While `ferflow up` or `ferflow "
             "watch` runs, nobody needs to start this: new videos are found by themselves.",
             tags=("videos",),
-            parameters={"sources": watching.sources, "results": watching.results, "settings": settings},
+            parameters=videos,
         ),
         Offer(
             name="train-emotion-model",
@@ -78,7 +80,7 @@ def offers(folder: str, watching: WatchSettings) -> tuple[Offer, ...]:
             description="Lets the emotion model in use learn from faces that you have sorted into folders by emotion. "
             "The new model takes over only if it is better.",
             tags=("models",),
-            parameters={"settings": labelled.model_dump(mode="json")},
+            parameters=faces,
         ),
         Offer(
             name="watch-labelled",
@@ -86,7 +88,7 @@ def offers(folder: str, watching: WatchSettings) -> tuple[Offer, ...]:
             description="Looks whether enough newly sorted faces are there, and then starts a retraining. Turn its "
             "schedule on to have that done every night.",
             tags=("models",),
-            parameters={"settings": labelled.model_dump(mode="json")},
+            parameters=faces,
             cron="0 2 * * *",
             is_scheduled=False,
         ),

@@ -23,21 +23,21 @@ def _name_run() -> str:
 
 
 @flow(flow_run_name=_name_run, persist_result=False)
-def train_emotion_model(data: str, config: str | None = None, out: str = "runs", leaks: Leaks = "refuse") -> State[Any]:
+def train_emotion_model(data: str, config: str = "", out: str = "runs", leaks: Leaks = "refuse") -> State[Any]:
     """Train an emotion model on labelled faces, or go on with a training that was interrupted.
 
     Leaves a model directory, which `ferflow models promote` takes into use, and pictures of the training: curves,
     confusion matrix, reliability and the worst mistakes.
 
     Args:
-        data: Labelled faces: a folder of train/<emotion>/ and test/<emotion>/ or of <emotion>/ alone, an archive of
-            one, fer2013.csv, or a table of path and label; for example /data/fer2013.
-        config: Recipe, a TOML file like configs/train.toml; leave it empty for that one.
-        out: Folder to write to. The same folder goes on from its checkpoint.
-        leaks: What to do about training images that are also held out for validation or test.
+        data: Labelled faces: a folder with train and test in it, and in each a folder for each emotion; an archive of
+            one; or a table of path and label. For example /data/fer2013.
+        config: Recipe, a TOML file, for example /data/train.toml; leave it empty for the usual one.
+        out: Folder to write to, for example /data/runs. The same folder goes on where a training was interrupted.
+        leaks: Training images that are also in the test: refuse to train, leave them out, or keep them.
     """
     try:
-        directory = train_model(Path(data), None if config is None else Path(config), Path(out), leaks)
+        directory = train_model(Path(data), Path(config) if config else None, Path(out), leaks)
         said = describe_trained(directory)
         pictures = sorted((Path(out) / FIGURES).glob("*.png"))
         create_markdown_artifact(page_of(said, pictures), key="training-pictures", description=said.splitlines()[0])
@@ -57,7 +57,7 @@ def train_on_server(data: Path, config: Path | None, out: Path, *, leaks: Leaks)
     Raises:
         FerflowError: no server answers, or the training cannot be done.
     """
-    where = None if config is None else str(config.absolute())
+    where = "" if config is None else str(config.absolute())
     trained = result_on_server(train_emotion_model, str(data.absolute()), where, str(out.absolute()), leaks)
     directory: Path = trained
     return directory

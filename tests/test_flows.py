@@ -256,12 +256,12 @@ def test_the_form_explains_every_field():
         "results": "results",
         "settings": Settings().model_dump(),
         "force": False,
-        "workers": None,
+        "workers": 0,
     } | {f"settings.{name}": value for name, value in Settings().model_dump().items()}
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sources": []}, {"workers": 0}, {"settings": {"max_fps": -1}}, {"settings": {"colour": "red"}}]
+    "wrong", [{"sources": []}, {"workers": -1}, {"settings": {"max_fps": -1}}, {"settings": {"colour": "red"}}]
 )
 def test_a_wrong_value_is_refused(wrong):
     from prefect.exceptions import ParameterTypeError

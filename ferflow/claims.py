@@ -25,7 +25,7 @@ from ferflow.storage import Results, is_local
 logger = logging.getLogger(__name__)
 
 CLAIM_SECONDS = 120.0
-"""A claim that has not been renewed for so long is free again."""
+"""A claim that has not been renewed for so long is free again; $FERFLOW_CLAIM_SECONDS says otherwise."""
 
 _RENEWALS = 4
 # In CLAIM_SECONDS: three may fail, as they do while a store does not answer.
@@ -48,9 +48,9 @@ class Owner:
 class Claims:
     """The claims of this process in one results folder."""
 
-    def __init__(self, results: Results, *, claim_seconds: float = CLAIM_SECONDS, owner: Owner | None = None) -> None:
+    def __init__(self, results: Results, *, claim_seconds: float | None = None, owner: Owner | None = None) -> None:
         self._folder = results.claims
-        self._seconds = claim_seconds
+        self._seconds = claim_seconds or float(os.environ.get("FERFLOW_CLAIM_SECONDS", CLAIM_SECONDS))
         self._owner = owner or this_process()
         self._held: dict[str, int] = {}
         self._lost: set[str] = set()

@@ -38,3 +38,7 @@ class StoppedError(FerflowError):
 
 class Stopped(BaseException):
     """Ends a stage between two frames. Not an Exception: nobody takes it for a fault and tries again."""
+
+
+class Overtaken(Stopped):
+    """Another run has taken over this video, because this process was not seen for long; the others go on."""

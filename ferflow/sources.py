@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ class Job:
     """Another run is at work on it: there is nothing to do here."""
     is_forced: bool = False
     """What an unfinished run left of it is made anew too."""
+    is_lost: Callable[[], bool] = field(default=lambda: False, compare=False, repr=False)
+    """Whether another run has taken it over meanwhile, because this process was not seen for long."""
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False, repr=False)
     """The claim on the video and the copy of its file."""
 
@@ -187,6 +190,7 @@ def plan_jobs(
                 *(source, file, video_id, tag, version, earlier),
                 is_elsewhere=is_elsewhere,
                 is_forced=force,
+                is_lost=partial(claims.is_lost, video_id),
                 held=held.pop_all(),
             )
 

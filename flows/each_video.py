@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ferflow.config import Settings
-from ferflow.errors import FerflowError, Stopped, StoppedError, VideoError
+from ferflow.errors import FerflowError, Overtaken, Stopped, StoppedError, VideoError
 from ferflow.records import VideoSummary
 from ferflow.rows import read_video
 from ferflow.sources import Job
@@ -111,6 +111,8 @@ def process_each(
                             listener.elsewhere(job)
                         else:
                             listener.finished(job, job.earlier or process(job))
+                except Overtaken:
+                    listener.elsewhere(job)
                 except (FerflowError, OSError):
                     raise
                 except Exception as error:
@@ -125,6 +127,8 @@ def process_each(
         def go_on() -> None:
             if is_over():
                 raise Stopped(f"{job.source.name}: stopped before it was finished.")
+            if job.is_lost():
+                raise Overtaken(f"{job.source.name}: another run has taken it over.")
 
         def progress(stage: str) -> Progress:
             def tell(done: int, expected: int | None) -> None:
@@ -139,6 +143,7 @@ def process_each(
             annotated_path = None
             if settings.annotate:
                 annotated_path = stages.annotate(job, faces_path, results, settings, progress("drawing"))
+            go_on()
             path = stages.summarize(job, faces_path, annotated_path, results, settings)
         except VideoError as error:
             path = record_failure(

@@ -1,5 +1,6 @@
 """One sequence for every video, driven by threads; what one video meets does not reach the others."""
 
+import dataclasses
 import shutil
 import threading
 import time
@@ -262,6 +263,28 @@ def test_several_videos_are_worked_on_at_a_time(results):
 
     stages.analyze = meet
     assert len(stages.run(jobs("a", "b", "c"), results, workers=3).summaries) == 3
+
+
+def test_a_video_that_another_run_has_taken_over_is_left_to_it(results):
+    lost: list[str] = []
+    stages = FakeStages()
+
+    def watched() -> Iterator[Job]:
+        for name in "abc":
+            yield dataclasses.replace(job(name, name), is_lost=lambda name=name: name in lost)
+
+    analyze = stages.analyze
+
+    def lose(job: Job, *arguments) -> Path:
+        if job.source.name == "b":
+            lost.append("b")
+        return analyze(job, *arguments)
+
+    stages.analyze = lose
+    heard = stages.run(watched(), results)
+    assert heard.elsewhere_names == ["b"]
+    assert set(heard.summaries) == {"a", "c"}
+    assert "summarize b" not in stages.calls
 
 
 def test_no_copy_is_drawn_that_is_not_wanted(results):

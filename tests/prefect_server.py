@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,14 +20,14 @@ PATIENCE_SECONDS = 180
 # What takes seconds on a free machine takes minutes on a busy one.
 
 
-def eventually(look: Callable[[], Any], what: str) -> Any:
+def eventually(look: Callable[[], Any], what: str, *, patience_seconds: float = PATIENCE_SECONDS) -> Any:
     """Ask until the answer is one; events and logs reach a server some time after they happened."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + patience_seconds
     while time.monotonic() < deadline:
         if answer := look():
             return answer
         time.sleep(0.3)
-    pytest.fail(f"waited {PATIENCE_SECONDS} s for {what}")
+    pytest.fail(f"waited {patience_seconds:.0f} s for {what}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +57,31 @@ def server(tmp_path_factory) -> Iterator[Server]:
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    home = tmp_path_factory.mktemp("prefect")
+    with serve_prefect(tmp_path_factory.mktemp("prefect")) as started:
+        yield started
+        # What this process still has to tell the server, it would complain about afterwards.
+        EventsWorker.drain_all(timeout=30)
+        APILogWorker.drain_all(timeout=30)
+
+
+@contextlib.contextmanager
+def serve_prefect(home: Path, *, host: str = "127.0.0.1", **settings: str) -> Iterator[Server]:
+    """A server with settings of its own, on an address of this machine."""
+    home.mkdir(exist_ok=True)
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/api"
+    url = f"http://{host}:{port}/api"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        **settings,
     }
     quick = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_UI_ENABLED": "false"}
     with (home / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)],
             env=environment | quick,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -86,9 +98,6 @@ def server(tmp_path_factory) -> Iterator[Server]:
         eventually(is_up, "the Prefect server")
         yield Server(url, environment | {"PREFECT_API_URL": url})
     finally:
-        # What this process still has to tell the server, it would complain about afterwards.
-        EventsWorker.drain_all(timeout=30)
-        APILogWorker.drain_all(timeout=30)
         end(process)
 
 

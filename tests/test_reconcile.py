@@ -1,0 +1,263 @@
+"""Runs whose process was killed, on a real server: they are found dead and, where nobody else does it, begun again."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from prefect_server import Server, end, eventually
+
+from ferflow.watch_settings import WatchSettings
+from flows.analyze_videos import AUTOMATIC, analyze_videos
+from flows.automations import DEAD_RUNS, _dead_runs, ship_automations
+from flows.deployments import offers
+from flows.reconcile import FLOWS, Reconciler, reconcile_runs
+
+ROOT = Path(__file__).parents[1]
+SERVE = (
+    "from flows.analyze_videos import analyze_videos\n"
+    "analyze_videos.serve('analyze-videos', pause_on_shutdown=False, tags=['videos'])\n"
+)
+SILENT_SECONDS = 3.0
+
+
+@pytest.fixture
+def reconciler() -> Reconciler:
+    return Reconciler(silent_seconds=SILENT_SECONDS, pending_seconds=4 * SILENT_SECONDS, claim_seconds=0)
+
+
+@pytest.fixture
+def deployment(on_server: Server) -> Iterator[str]:
+    """The flow has a deployment, which nobody serves."""
+    made = analyze_videos.to_deployment("analyze-videos", tags=["videos"]).apply()
+    yield str(made)
+    for run in on_server.ask("flow_runs/filter"):
+        if run["state_type"] not in ("COMPLETED", "CRASHED", "CANCELLED"):
+            put(on_server, run["id"], "CANCELLED")
+
+
+def make_run(server: Server, deployment: str, *states: str, tags: tuple[str, ...] = ()) -> str:
+    """A run that went through these states, and whose process says nothing."""
+    run = server.ask(f"deployments/{deployment}/create_flow_run", tags=tags, parameters={"sources": ["inbox"]})
+    for name in states:
+        put(server, run["id"], name)
+    return run["id"]
+
+
+def put(server: Server, run_id: str, name: str) -> None:
+    server.ask(f"flow_runs/{run_id}/set_state", state={"type": name}, force=True)
+
+
+def state(server: Server, run_id: str) -> Any:
+    return server.ask("flow_runs/filter", flow_runs={"id": {"any_": [run_id]}})[0]["state"]
+
+
+def test_a_silent_run_has_crashed_and_is_begun_again(deployment, on_server, reconciler):
+    run_id = make_run(on_server, deployment, "RUNNING")
+    assert reconciler.look() == []
+    dead, again = eventually(reconciler.look, "the run to be found dead")
+    assert "the process or the machine that carried it out is gone" in dead
+    assert again.endswith("It crashed and is begun again, attempt 2 of 3.")
+    now = state(on_server, run_id)
+    assert (now["type"], now["name"]) == ("SCHEDULED", "AwaitingRetry")
+
+
+def test_a_run_that_says_something_is_left_alone(deployment, on_server):
+    from prefect.events import emit_event
+
+    # The server writes events down every five seconds.
+    reconciler = Reconciler(silent_seconds=8)
+    run_id = make_run(on_server, deployment, "RUNNING")
+    until = time.monotonic() + 18
+    while time.monotonic() < until:
+        emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{run_id}"})
+        assert reconciler.look() == []
+        time.sleep(0.2)
+    assert state(on_server, run_id)["type"] == "RUNNING"
+
+
+def test_a_run_that_somebody_was_cancelling_is_cancelled(deployment, on_server, reconciler):
+    run_id = make_run(on_server, deployment, "RUNNING", "CANCELLING")
+    assert len(eventually(reconciler.look, "the run to be found dead")) == 1
+    assert state(on_server, run_id)["type"] == "CANCELLED"
+    assert reconciler.look() == []
+
+
+def test_a_run_that_is_about_to_begin_is_given_more_time(deployment, on_server, reconciler):
+    started = time.monotonic()
+    make_run(on_server, deployment, "PENDING")
+    assert len(eventually(reconciler.look, "the run to be found dead")) == 2
+    assert time.monotonic() - started > 4 * SILENT_SECONDS
+
+
+def test_a_run_that_begins_anew_by_itself_is_only_said_to_have_crashed(deployment, on_server, reconciler):
+    run_id = make_run(on_server, deployment, "RUNNING", tags=(AUTOMATIC,))
+    assert len(eventually(reconciler.look, "the run to be found dead")) == 1
+    assert state(on_server, run_id)["type"] == "CRASHED"
+
+
+def test_a_run_is_not_begun_again_for_ever(deployment, on_server, reconciler):
+    run_id = make_run(on_server, deployment, *["RUNNING", "CRASHED", "SCHEDULED"] * 2, "RUNNING", "CRASHED")
+    assert reconciler.look() == []
+    assert state(on_server, run_id)["type"] == "CRASHED"
+
+
+def test_a_run_of_another_flow_is_nobody_elses_business(on_server, reconciler):
+    from prefect import flow, get_client
+    from prefect.states import Running
+
+    @flow(name="somebody-elses")
+    def somebody_elses() -> None: ...
+
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(somebody_elses, state=Running())
+    until = time.monotonic() + 2 * SILENT_SECONDS
+    while time.monotonic() < until:
+        assert reconciler.look() == []
+    assert state(on_server, str(run.id))["type"] == "RUNNING"
+
+
+def test_a_server_that_is_away_is_no_fault_and_nothing_counts_as_silence(deployment, on_server, reconciler):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    make_run(on_server, deployment, "RUNNING")
+    time.sleep(2)
+    assert reconciler.look() == []
+    time.sleep(SILENT_SECONDS)
+    away = {PREFECT_API_URL: "http://127.0.0.1:9/api"}
+    started = time.monotonic()
+    with temporary_settings(away):
+        assert reconcile_runs() == []
+        with pytest.raises(Exception, match=r"refused|attempts failed"):
+            reconciler.look()
+    assert time.monotonic() - started < 5
+    assert reconciler.look() == []
+
+
+def test_every_flow_that_is_offered_is_looked_after():
+    assert {offer.name for offer in offers("/", WatchSettings())} <= set(FLOWS)
+
+
+def serve(server: Server, log: Path) -> "subprocess.Popen[bytes]":
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-c", SERVE],
+            env=server.environment | {"PREFECT_RUNNER_POLL_FREQUENCY": "1"},
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def test_what_a_killed_worker_left_is_done_by_the_next(make_video, astronaut, on_server, reconciler, tmp_path):
+    results = tmp_path / "results"
+    make_video(tmp_path / "inbox" / "a.mp4", frame_count=3, image=astronaut)
+    make_video(tmp_path / "inbox" / "b.mp4", frame_count=400, image=astronaut)
+    worker = serve(on_server, tmp_path / "serve.log")
+    try:
+        found = eventually(
+            lambda: on_server.ask("deployments/filter", deployments={"name": {"any_": ["analyze-videos"]}}),
+            "the deployment",
+        )
+        run = on_server.ask(
+            f"deployments/{found[0]['id']}/create_flow_run",
+            parameters={"sources": [str(tmp_path / "inbox")], "results": str(results), "workers": 1},
+        )
+        eventually(lambda: done(results) == ["a.mp4"] and unfinished(results), "the second video")
+    finally:
+        kill_hard(worker)
+    assert state(on_server, run["id"])["type"] == "RUNNING"
+    first = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.name.startswith("a-")}
+    assert len(first) == 2
+    assert len(eventually(reconciler.look, "the run to be found dead")) == 2
+
+    worker = serve(on_server, tmp_path / "serve.log")
+    try:
+        ended = eventually(
+            lambda: (now := state(on_server, run["id"]))["type"] in ("COMPLETED", "FAILED", "CRASHED") and now,
+            "the end of the second attempt",
+        )
+    finally:
+        end(worker)
+    assert (ended["type"], ended["message"]) == ("COMPLETED", "1 analysed, 1 already done, 0 failed.")
+    assert done(results) == ["a.mp4", "b.mp4"]
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    assert unfinished(results) == []
+    assert [path for path in (results / ".claims").rglob("*") if path.is_file()] == []
+    frames = pq.ParquetDataset(results / "faces").read(["source", "frame_index"]).to_pandas()
+    assert not frames.duplicated().any()
+
+
+def done(results: Path) -> list[str]:
+    if not (results / "videos").is_dir():
+        return []
+    rows = pq.ParquetDataset(results / "videos").read(["source"]).to_pylist()
+    return sorted(Path(row["source"]).name for row in rows)
+
+
+def unfinished(results: Path) -> list[Path]:
+    return [*(results / ".parts").rglob("*.part")]
+
+
+def kill_hard(process: "subprocess.Popen[bytes]") -> None:
+    """As the system does when memory runs out: the serving process and the run's."""
+    children = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False
+    ).stdout.split()
+    process.kill()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    process.wait()
+
+
+def test_the_automations_are_made_once(on_server):
+    def named() -> list[Any]:
+        return [item for item in on_server.ask("automations/filter") if item["name"] == DEAD_RUNS]
+
+    ship_automations()
+    (made,) = named()
+    on_server_patch(on_server, made["id"], enabled=False)
+    ship_automations()
+    (still,) = named()
+    assert (still["id"], still["enabled"]) == (made["id"], False)
+
+
+def on_server_patch(server: Server, automation_id: str, *, enabled: bool) -> None:
+    from prefect import get_client
+
+    with get_client(sync_client=True) as client:
+        (client.resume_automation if enabled else client.pause_automation)(automation_id)
+
+
+def test_the_automation_says_of_a_dead_run_that_it_has_crashed(deployment, on_server):
+    from prefect import get_client
+    from prefect.events import emit_event
+
+    shipped = _dead_runs()
+    quick = shipped.model_copy(
+        update={"name": "quick", "trigger": shipped.trigger.model_copy(update={"within": timedelta(seconds=10)})}
+    )
+    with get_client(sync_client=True) as client:
+        automation = client.create_automation(quick)
+    try:
+        dead, ended = (make_run(on_server, deployment, "RUNNING", tags=(AUTOMATIC,)) for _ in range(2))
+        for run_id in (dead, ended):
+            emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{run_id}"})
+        time.sleep(2)
+        on_server.ask(
+            f"flow_runs/{ended}/set_state", state={"type": "COMPLETED", "name": "Completed with 1 failed video"}
+        )
+        eventually(lambda: state(on_server, dead)["type"] == "CRASHED", "the automation")
+        assert "the process or the machine that carried it out is gone" in state(on_server, dead)["message"]
+        assert state(on_server, ended)["type"] == "COMPLETED"
+    finally:
+        with get_client(sync_client=True) as client:
+            client.delete_automation(automation)

@@ -5,10 +5,13 @@ UV = $(if $(shell command -v uv),,.uv/bin/uv)
 RESULTS ?= results
 LEAKS ?= refuse
 
-.PHONY: help demo analyze train evaluate test check clean
+.PHONY: help up demo analyze train evaluate test check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## /  make \1	/p' Makefile | expand -t 20
+
+up: .venv/.ready  ## watch inbox/, write to results/, show it all in Prefect's page, until Ctrl-C
+	@exec .venv/bin/ferflow up
 
 demo: .venv/.ready  ## make a short clip of two people, analyse it, show what comes out
 	@.venv/bin/ferflow demo

@@ -52,12 +52,14 @@ def run(args: argparse.Namespace) -> int:
     find_server()
     from prefect.runner import Runner
 
+    from flows.automations import ship_automations
     from flows.deployments import offers, refresh_forms, registered
 
     runner = Runner(pause_on_shutdown=False, limit=_RUNS_AT_A_TIME)
     for offer in offers(str(Path.cwd()), watching):
         if importlib.util.find_spec(offer.flow.split(":")[0]):
             runner.add_deployment(registered(offer))
+    ship_automations()
     refresh_forms()
     threading.Thread(target=_keep_forms_current, daemon=True).start()
     asyncio.run(runner.start())

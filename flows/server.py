@@ -45,7 +45,7 @@ def find_server() -> None:
     if url is None:
         # Prefect would start a server for this run alone, which takes longer than most videos and shows nothing.
         raise ConfigError(
-            "No Prefect server is configured; start one with `prefect server start` "
+            "No Prefect server is configured; start one with `ferflow up` in another window "
             "and set PREFECT_API_URL=http://127.0.0.1:4200/api."
         )
     try:
@@ -59,6 +59,6 @@ def find_server() -> None:
         ) from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise ConfigError(
-            f"{url}: no Prefect server answers there; start one with `prefect server start`, correct PREFECT_API_URL, "
-            "or go on without one: --no-prefect."
+            f"{url}: no Prefect server answers there; start one with `ferflow up` in another window, or correct "
+            "or unset PREFECT_API_URL."
         ) from error

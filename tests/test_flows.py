@@ -297,8 +297,8 @@ def test_an_unreachable_server_is_one_sentence(batch, tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "ferflow: http://127.0.0.1:9/api: no Prefect server answers there; start one with `prefect server start`, "
-        "correct PREFECT_API_URL, or go on without one: --no-prefect."
+        "ferflow: http://127.0.0.1:9/api: no Prefect server answers there; start one with `ferflow up` in another "
+        "window, or correct or unset PREFECT_API_URL."
     ]
 
 
@@ -307,7 +307,7 @@ def test_without_any_server_the_command_says_how_to_start_one(batch, tmp_path):
     done = run_command("analyze", batch.inbox, "--prefect", "--results", tmp_path, **environment)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "ferflow: No Prefect server is configured; start one with `prefect server start` "
+        "ferflow: No Prefect server is configured; start one with `ferflow up` in another window "
         "and set PREFECT_API_URL=http://127.0.0.1:4200/api."
     ]
 

@@ -45,12 +45,17 @@ class Owner:
     """When it was started, as the machine counts: numbers are used again."""
 
 
+def claim_lasts_seconds() -> float:
+    """CLAIM_SECONDS, or what $FERFLOW_CLAIM_SECONDS says; the same on every host."""
+    return float(os.environ.get("FERFLOW_CLAIM_SECONDS", CLAIM_SECONDS))
+
+
 class Claims:
     """The claims of this process in one results folder."""
 
     def __init__(self, results: Results, *, claim_seconds: float | None = None, owner: Owner | None = None) -> None:
         self._folder = results.claims
-        self._seconds = claim_seconds or float(os.environ.get("FERFLOW_CLAIM_SECONDS", CLAIM_SECONDS))
+        self._seconds = claim_seconds or claim_lasts_seconds()
         self._owner = owner or this_process()
         self._held: dict[str, int] = {}
         self._lost: set[str] = set()

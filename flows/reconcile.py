@@ -2,13 +2,14 @@
 
 import functools
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from ferflow.claims import CLAIM_SECONDS
+from ferflow.claims import claim_lasts_seconds
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -52,7 +53,7 @@ class Reconciler:
         silent_seconds: float = _SILENT_SECONDS,
         pending_seconds: float = _PENDING_SECONDS,
         attempts: int = _ATTEMPTS,
-        claim_seconds: float = CLAIM_SECONDS,
+        claim_seconds: float | None = None,
     ) -> None:
         """Nothing has been seen yet.
 
@@ -60,12 +61,12 @@ class Reconciler:
             silent_seconds: a run that says nothing for so long is dead.
             pending_seconds: the same for one that is about to begin.
             attempts: so often is a run begun, the first time included.
-            claim_seconds: so long after its end a run may still hold its videos.
+            claim_seconds: so long after its end a run may still hold its videos; as long as a claim lasts if left out.
         """
         self._silent_seconds = silent_seconds
         self._pending_seconds = pending_seconds
         self._attempts = attempts
-        self._claim = timedelta(seconds=claim_seconds)
+        self._claim = timedelta(seconds=claim_lasts_seconds() if claim_seconds is None else claim_seconds)
         self._last_signs: dict[UUID, tuple[object, float]] = {}
 
     def look(self) -> list[str]:
@@ -154,7 +155,7 @@ def reconcile_runs() -> list[str]:
 
 @functools.cache
 def _own_reconciler() -> Reconciler:
-    return Reconciler()
+    return Reconciler(silent_seconds=float(os.environ.get("FERFLOW_SILENT_SECONDS", _SILENT_SECONDS)))
 
 
 def _runs(

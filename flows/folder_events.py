@@ -50,6 +50,10 @@ class FolderEvents:
             changed, self._changed = self._changed, set()
         return changed
 
+    def wake(self) -> None:
+        """End a wait that is under way; may be called from a signal's handler."""
+        self._told.set()
+
     def _listen(self, folder: Path) -> None:
         said = ""
         while not self._stop.is_set():
@@ -69,11 +73,11 @@ class FolderEvents:
     def _listen_while_it_is_there(self, folder: Path) -> None:
         from watchfiles import watch
 
-        identity = _identity(folder)
+        identity, real = _identity(folder), folder.resolve()
         # What came before somebody listened, also while it was away.
         self._tell({folder})
         for changes in watch(
-            folder,
+            real,
             watch_filter=None,
             stop_event=self._stop,
             step=_STEP_MS,
@@ -82,7 +86,7 @@ class FolderEvents:
             raise_interrupt=False,
         ):
             if changes:
-                self._tell({Path(path) for _, path in changes})
+                self._tell({folder / Path(path).relative_to(real) for _, path in changes})
             if _identity(folder) != identity:
                 return
 

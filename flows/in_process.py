@@ -1,5 +1,6 @@
 """videos -> results, in this process and without a server: the same stages as under Prefect, models kept warm."""
 
+import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,14 @@ from models.warm import face_finder, version_in_use, warm_classifier
 
 
 def analyze_in_process(
-    videos: Sequence[Path], results: Results, *, settings: Settings, force: bool, workers: int, listener: Listener
+    videos: Sequence[Path],
+    results: Results,
+    *,
+    settings: Settings,
+    force: bool,
+    workers: int,
+    listener: Listener,
+    stop: threading.Event | None = None,
 ) -> None:
     """Analyse videos, several at a time; a broken one is recorded and the others go on.
 
@@ -24,8 +32,10 @@ def analyze_in_process(
         force: do again what has been done.
         workers: videos at a time, a thread each.
         listener: hears of everything, also of failed videos.
+        stop: once it is set, by another thread, the work ends within a frame.
 
     Raises:
+        StoppedError: it was stopped.
         ModelError: a model is missing or does not fit; no further video was begun.
         OSError: the results cannot be written.
         ExceptionGroup: errors that nobody foresaw, of single videos; all others are done.
@@ -40,6 +50,7 @@ def analyze_in_process(
         settings=settings,
         workers=workers,
         listener=listener,
+        stop=stop,
     )
 
 

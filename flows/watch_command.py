@@ -6,6 +6,7 @@ import importlib
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from flows.arguments import add_prefect
@@ -35,20 +36,21 @@ def run(args: argparse.Namespace) -> int:
     on_server = is_wanted(args.prefect) or bool(settings.deployment)
     if on_server:
         leave_logging_to_prefect()
-    # A service is asked to end like a person ends it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        from flows.watch_runs import choose_runs
-        from flows.watcher import Watcher
+    from flows.watch_runs import choose_runs
+    from flows.watcher import Watcher
 
-        watcher = Watcher(settings, choose_runs(settings, on_server=on_server), say=_say)
-        if on_server:
-            threading.Thread(target=_reconcile, name="reconcile", daemon=True).start()
-        places = ", ".join(map(str, watcher.sources))
-        _say(f"Watching {places}; results go to {settings.results}. Stop with Ctrl-C.")
-        watcher.watch()
-    except KeyboardInterrupt:
-        _say("Stopped; finished videos are kept, the same command goes on with the others.")
+    stop = threading.Event()
+    watcher = Watcher(settings, choose_runs(settings, on_server=on_server, stop=stop), say=_say, stop=stop)
+    if on_server:
+        threading.Thread(target=_reconcile, name="reconcile", daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: watcher.stop())
+    places = ", ".join(map(str, watcher.sources))
+    _say(f"Watching {places}; results go to {settings.results}. Stop with Ctrl-C.")
+    # In a thread of its own: in the first one Prefect takes the signals, and a run that is stopped looks broken.
+    with ThreadPoolExecutor(1, thread_name_prefix="watch") as pool:
+        pool.submit(watcher.watch).result()
+    _say("Stopped; finished videos are kept, the same command goes on with the others.")
     return 0
 
 

@@ -1,8 +1,10 @@
 """new videos -> a run over them: in this process, as a flow run of it, or by the workers of a deployment"""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ferflow.config import Settings
@@ -20,22 +22,33 @@ if TYPE_CHECKING:
 
     from flows.report import Report
 
+Outcome = tuple[Job, VideoSummary | None]
+"""A video and what became of it; None where nothing was done about it: a copy of another, or in another run."""
+
 _UNFINISHED = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
 _RUNS_AT_ONCE = 200
 # As many as a Prefect server tells of at a time.
 
 
-def choose_runs(settings: WatchSettings, *, on_server: bool) -> Runs:
+def choose_runs(settings: WatchSettings, *, on_server: bool, stop: threading.Event) -> Runs:
     """What the settings ask for, warm: what its first run needs is loaded.
 
+    Args:
+        settings: how videos are analysed.
+        on_server: as flow runs.
+        stop: once it is set, by another thread, a run of this process ends.
+
     Raises:
-        ConfigError: a deployment is named, but no server.
         ModelError: the model cannot be used.
     """
     if settings.deployment:
         return DeploymentRuns(settings)
     warm_up(settings.settings)
-    return FlowRuns(settings) if on_server else PlainRuns(settings)
+    if not on_server:
+        return PlainRuns(settings, stop)
+    from flows.analyze_videos import analyze_as_deployed
+
+    return FlowRuns(settings, partial(analyze_as_deployed, stop=stop))
 
 
 def warm_up(settings: Settings) -> None:
@@ -53,9 +66,10 @@ def warm_up(settings: Settings) -> None:
 class PlainRuns:
     """Runs in this process, without Prefect; they are told on standard error."""
 
-    def __init__(self, settings: WatchSettings) -> None:
+    def __init__(self, settings: WatchSettings, stop: threading.Event) -> None:
         """Nothing is begun."""
         self._settings = settings
+        self._stop = stop
         self._results = open_results(place(settings.results))
 
     def ready(self) -> None:
@@ -82,6 +96,7 @@ class PlainRuns:
                 force=False,
                 workers=self._settings.workers or default_workers(),
                 listener=heard,
+                stop=self._stop,
             )
         return fates_of(heard.outcomes)
 
@@ -89,11 +104,10 @@ class PlainRuns:
 class FlowRuns:
     """Flow runs of this process, on the Prefect server that is configured."""
 
-    def __init__(self, settings: WatchSettings) -> None:
-        """Nothing is begun; the flow is loaded."""
-        import flows.analyze_videos  # noqa: F401
-
+    def __init__(self, settings: WatchSettings, run: Callable[..., Iterable[Outcome]]) -> None:
+        """Nothing is begun; `run` is one of the two ways in `flows.analyze_videos`."""
         self._settings = settings
+        self._run = run
 
     def ready(self) -> None:
         """See whether the server answers."""
@@ -108,14 +122,12 @@ class FlowRuns:
 
     def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
         """Run the flow and wait for its end."""
-        from flows.analyze_videos import analyze_on_server
-
-        outcomes = analyze_on_server(
+        outcomes = self._run(
             [str(file.path) for file in files],
             str(absolute(place(self._settings.results))),
             settings=self._settings.settings,
             force=False,
-            workers=self._settings.workers or None,
+            workers=self._settings.workers,
         )
         return fates_of(outcomes)
 
@@ -144,7 +156,7 @@ class DeploymentRuns:
                 "sources": sources,
                 "results": str(absolute(place(self._settings.results))),
                 "settings": self._settings.settings.model_dump(),
-                "workers": self._settings.workers or None,
+                "workers": self._settings.workers,
             }
             run_deployment(self._settings.deployment, parameters=parameters, timeout=0)
         return {}
@@ -198,7 +210,7 @@ class DeploymentRuns:
             ) from error
 
 
-def fates_of(outcomes: Iterable[tuple[Job, VideoSummary | None]]) -> dict[str, Fate]:
+def fates_of(outcomes: Iterable[Outcome]) -> dict[str, Fate]:
     """What became of files, by their path: a copy shares its original's fate; those in another run are left out."""
     outcomes = list(outcomes)
     fates: dict[str, Fate] = {
@@ -211,7 +223,7 @@ class _Heard:
     """Keeps what a report is told."""
 
     def __init__(self, report: "Report") -> None:
-        self.outcomes: list[tuple[Job, VideoSummary | None]] = []
+        self.outcomes: list[Outcome] = []
         self._report = report
 
     def stage(self, job: Job, name: str, done: int, expected: int | None) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,13 +62,21 @@ class Runs(Protocol):
 class Watcher:
     """Finds new videos and has them analysed, each content once; what is done is known from the results."""
 
-    def __init__(self, settings: WatchSettings, runs: Runs, *, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        settings: WatchSettings,
+        runs: Runs,
+        *,
+        say: Callable[[str], None],
+        stop: threading.Event | None = None,
+    ) -> None:
         """Nothing is looked at yet.
 
         Args:
             settings: where to look, and what becomes of what is there.
             runs: where videos are analysed.
             say: told in a sentence what a person should know, each once.
+            stop: set when a run in this process is to end; see `stop`.
 
         Raises:
             ConfigError: a source or the results folder cannot be used.
@@ -95,14 +104,21 @@ class Watcher:
         self._model_version: str | None = None
         self._perhaps_known: dict[str, tuple[str, Mapping[str, Fate]]] = {}
         self._said: dict[object, str] = {}
+        self._stop = stop or threading.Event()
+        self._events = FolderEvents([source for source in self.sources if is_local(source)])
 
     def watch(self) -> None:
-        """Go on until it is interrupted; what goes wrong is said and tried again later."""
-        with FolderEvents([source for source in self.sources if is_local(source)]) as events:
-            while True:
-                self.notice(events.wait(self._seconds_to_wait()))
+        """Go on until `stop` is called; what goes wrong is said and tried again later."""
+        with self._events:
+            while not self._stop.is_set():
+                self.notice(self._events.wait(self._seconds_to_wait()))
                 if files := self.take():
                     self.analyze(files)
+
+    def stop(self) -> None:
+        """Let `watch` come back soon; may be called by another thread or from a signal's handler."""
+        self._stop.set()
+        self._events.wake()
 
     def look(self) -> list[StoredFile]:
         """Look once, and once more after the settle time if anything is new; gives what is whole then."""
@@ -162,6 +178,8 @@ class Watcher:
         try:
             fates = self._runs.analyze(files)
         except StoppedError as error:
+            if self._stop.is_set():
+                return
             self._leave(files)
             self._say(f"{error} {_LEFT}")
             return

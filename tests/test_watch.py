@@ -1,0 +1,606 @@
+"""Videos that arrive are analysed, once; by the real command, a real Prefect server, real files."""
+
+import contextlib
+import contextvars
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from prefect_server import Server, end, eventually
+
+from ferflow.errors import ConfigError
+from ferflow.storage import StoredFile, place
+from ferflow.watch_settings import WatchSettings, load_watch_settings
+from flows.watch_runs import choose_runs
+from flows.watcher import Fate, Runs, Watcher
+
+ROOT = Path(__file__).parents[1]
+QUICK = {"annotate": False}
+
+
+@pytest.fixture(scope="module")
+def clips(make_video, astronaut, tmp_path_factory) -> list[Path]:
+    """As many tiny videos as anybody needs, each of other bytes."""
+    folder = tmp_path_factory.mktemp("clips")
+    first = make_video(folder / "000.mp4", frame_count=3, image=np.ascontiguousarray(astronaut[:256, 96:352]))
+    content = first.read_bytes()
+    for number in range(1, 200):
+        # A box that no player reads: the same pictures under another hash.
+        box = b"free" + f"{number:08d}".encode()
+        (folder / f"{number:03d}.mp4").write_bytes(content + (len(box) + 4).to_bytes(4, "big") + box)
+    return sorted(folder.iterdir())
+
+
+@dataclass
+class Counted:
+    """Runs, and which videos each was about."""
+
+    runs: Runs
+    batches: list[list[str]] = field(default_factory=list)
+
+    def ready(self) -> None:
+        self.runs.ready()
+
+    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
+        self.batches.append([file.path.name for file in files])
+        return self.runs.analyze(files)
+
+    def unfinished(self) -> set[str] | None:
+        return self.runs.unfinished()
+
+    def cancelled(self) -> set[str]:
+        return self.runs.cancelled()
+
+
+@dataclass
+class Watch:
+    """A watch that goes on in a thread."""
+
+    inbox: Path
+    results: Path
+    said: list[str]
+    batches: list[list[str]]
+
+    def drop(self, source: Path, name: str | None = None) -> Path:
+        return Path(shutil.copy(source, self.inbox / (name or source.name)))
+
+    def rows(self) -> dict[str, str]:
+        return rows(self.results)
+
+
+@contextlib.contextmanager
+def watching(folder: Path, *, on_server: bool = False, runs: Runs | None = None, **changes: Any) -> Iterator[Watch]:
+    (folder / "inbox").mkdir(parents=True, exist_ok=True)
+    settings = settings_of(folder, **changes)
+    stop = threading.Event()
+    counted = Counted(runs or choose_runs(settings, on_server=on_server, stop=stop))
+    said: list[str] = []
+    watcher = Watcher(settings, counted, say=said.append, stop=stop)
+    broken: list[BaseException] = []
+
+    def watch() -> None:
+        try:
+            watcher.watch()
+        except BaseException as error:
+            broken.append(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=[watch])
+    thread.start()
+    try:
+        yield Watch(folder / "inbox", folder / "results", said, counted.batches)
+    finally:
+        watcher.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+        assert broken == []
+
+
+def settings_of(folder: Path, **changes: Any) -> WatchSettings:
+    usual = {"sources": [str(folder / "inbox")], "results": str(folder / "results"), "settings": QUICK}
+    return load_watch_settings(None, **usual | {"settle_seconds": 0.5, "sweep_seconds": 1.0} | changes)
+
+
+def rows(results: Path) -> dict[str, str]:
+    try:
+        table = pd.read_parquet(results / "videos")
+    except FileNotFoundError:
+        return {}
+    return {Path(source).name: status for source, status in zip(table.source, table.status, strict=True)}
+
+
+def for_a_while(seconds: float) -> None:
+    """What must not happen has had the time to."""
+    time.sleep(seconds)
+
+
+def test_what_came_while_nobody_watched_is_found_at_the_start_and_again_at_no_other(clips, tmp_path):
+    (tmp_path / "inbox" / "deep" / "er").mkdir(parents=True)
+    for name in ("a.mp4", "deep/er/b.mp4"):
+        shutil.copy(clips[len(name)], tmp_path / "inbox" / name)
+    shutil.copy(clips[5], tmp_path / "inbox" / "copy of a.mp4")
+    with watching(tmp_path) as watch:
+        eventually(lambda: len(watch.rows()) == 2, "two rows")
+        eventually(lambda: len(watch.batches) == 1, "a run")
+    with watching(tmp_path) as watch:
+        for_a_while(3)
+        assert watch.batches == [], "the results know them all, the copy by its bytes"
+        watch.drop(clips[7])
+        eventually(lambda: clips[7].name in watch.rows(), "the new one")
+        assert watch.batches == [[clips[7].name]]
+
+
+def test_a_slow_copy_with_pauses_is_analysed_once_and_whole(clips, tmp_path):
+    content = clips[0].read_bytes()
+    with watching(tmp_path) as watch, (watch.inbox / "slow.mp4").open("wb", buffering=0) as file:
+        for start in range(0, len(content), len(content) // 3):
+            file.write(content[start : start + len(content) // 3])
+            for_a_while(1.5)
+        eventually(lambda: watch.rows() == {"slow.mp4": "done"}, "the row")
+        for_a_while(2)
+        assert watch.batches == [["slow.mp4"]]
+    assert pd.read_parquet(tmp_path / "results" / "videos").frame_count.tolist() == [3]
+
+
+def test_a_burst_of_two_hundred_files_is_a_few_runs(clips, tmp_path):
+    with watching(tmp_path, workers=2) as watch:
+        for clip in clips:
+            watch.drop(clip)
+        eventually(lambda: len(watch.rows()) == 200, "200 rows")
+    assert set(watch.rows().values()) == {"done"}
+    assert len(watch.batches) <= 4
+    assert sorted(name for batch in watch.batches for name in batch) == [clip.name for clip in clips]
+
+
+def test_ten_copies_are_analysed_once(clips, tmp_path):
+    with watching(tmp_path) as watch:
+        for number in range(10):
+            watch.drop(clips[0], f"{number}.mp4")
+        eventually(lambda: len(watch.rows()) == 1, "a row")
+        for_a_while(2)
+        assert sum(map(len, watch.batches)) == 10
+        assert len(watch.rows()) == 1
+
+
+def test_two_watchers_share_an_inbox(clips, tmp_path):
+    with watching(tmp_path) as one, watching(tmp_path) as other:
+        for clip in clips[:12]:
+            one.drop(clip)
+        eventually(lambda: len(one.rows()) == 12, "all rows")
+        for_a_while(2)
+    done_at = pd.read_parquet(tmp_path / "results" / "videos").set_index("source").processed_at
+    with watching(tmp_path) as one, watching(tmp_path) as other:
+        for_a_while(3)
+        assert one.batches == other.batches == []
+    assert pd.read_parquet(tmp_path / "results" / "videos").set_index("source").processed_at.equals(done_at)
+    assert list((tmp_path / "results" / ".claims").iterdir()) == []
+
+
+def test_a_failed_video_is_recorded_and_tried_again_only_when_its_bytes_change(clips, tmp_path):
+    with watching(tmp_path, second_look_seconds=2) as watch:
+        (watch.inbox / "letter.mp4").write_text("Dear all")
+        watch.drop(clips[0])
+        eventually(lambda: watch.rows() == {"letter.mp4": "failed", clips[0].name: "done"}, "both rows")
+        for_a_while(3)
+        assert sum(map(len, watch.batches)) == 2
+    with watching(tmp_path, second_look_seconds=2) as watch:
+        for_a_while(3)
+        assert watch.batches == []
+        watch.drop(clips[1], "letter.mp4")
+        eventually(lambda: watch.batches == [["letter.mp4"]] and watch.rows()["letter.mp4"] == "done", "a second try")
+
+
+def test_videos_are_moved_out_of_the_way_when_their_result_is_there(clips, tmp_path):
+    with watching(tmp_path, after="move", second_look_seconds=1) as watch:
+        (watch.inbox / "anna").mkdir()
+        watch.drop(clips[0], "anna/talk.mp4")
+        watch.drop(clips[0], "copy.mp4")
+        watch.drop(clips[1], "talk.mp4")
+        (watch.inbox / "letter.mp4").write_text("Dear all")
+        (watch.inbox / "notes.txt").write_text("no video")
+        eventually(lambda: (tmp_path / "failed" / "letter.mp4").exists(), "the failed one to be moved")
+        eventually(lambda: names(tmp_path / "done") == ["anna/talk.mp4", "copy.mp4", "talk.mp4"], "the others")
+        watch.drop(clips[2], "talk.mp4")
+        eventually(lambda: "talk (2).mp4" in names(tmp_path / "done"), "another of the name")
+        assert names(watch.inbox) == ["notes.txt"]
+    assert (tmp_path / "done" / "talk.mp4").read_bytes() == clips[1].read_bytes()
+    assert (tmp_path / "done" / "talk (2).mp4").read_bytes() == clips[2].read_bytes()
+    # Committed, but the process died before it could be moved.
+    shutil.copy2(tmp_path / "done" / "talk (2).mp4", tmp_path / "inbox" / "talk.mp4")
+    with watching(tmp_path, after="move") as watch:
+        eventually(lambda: "talk (3).mp4" in names(tmp_path / "done"), "it to be moved")
+        assert watch.batches == []
+
+
+def test_folders_within_the_inbox_can_take_what_is_moved(clips, tmp_path):
+    inside = {"done_folder": str(tmp_path / "inbox" / "done"), "failed_folder": str(tmp_path / "inbox" / "failed")}
+    with watching(tmp_path, after="move", **inside) as watch:
+        watch.drop(clips[0])
+        eventually(lambda: names(watch.inbox) == [f"done/{clips[0].name}"], "it to be moved")
+        for_a_while(2)
+        assert len(watch.batches) == 1
+
+
+def test_a_folder_that_vanishes_is_waited_for(clips, tmp_path):
+    with watching(tmp_path) as watch:
+        watch.drop(clips[0])
+        eventually(lambda: len(watch.rows()) == 1, "a row")
+        watch.inbox.rename(tmp_path / "away")
+        eventually(lambda: watch.said, "a sentence")
+        for_a_while(2.5)
+        shutil.copy(clips[1], tmp_path / "away")
+        (tmp_path / "away").rename(watch.inbox)
+        eventually(lambda: len(watch.rows()) == 2, "what came meanwhile")
+        watch.drop(clips[2])
+        eventually(lambda: len(watch.rows()) == 3, "what came afterwards")
+    assert watch.batches == [[clip.name] for clip in clips[:3]]
+    assert watch.said == [
+        f"{watch.inbox}: this folder is not there; it is waited for.",
+        f"{watch.inbox} can be read again.",
+    ]
+
+
+def test_an_inbox_may_be_a_link(clips, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "inbox").symlink_to(tmp_path / "real")
+    with watching(tmp_path, sweep_seconds=3600) as watch:
+        for_a_while(1)
+        (watch.inbox / "deep").mkdir()
+        watch.drop(clips[0], "deep/a.mp4")
+        eventually(lambda: watch.rows() == {"a.mp4": "done"}, "the row")
+    assert pd.read_parquet(tmp_path / "results" / "videos").source.tolist() == [str(tmp_path / "inbox/deep/a.mp4")]
+
+
+def test_an_inbox_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "inbox").touch()
+    settings = settings_of(tmp_path)
+    runs = choose_runs(settings, on_server=False, stop=threading.Event())
+    with pytest.raises(ConfigError, match="this is a file; name the folder"):
+        Watcher(settings, runs, say=print)
+
+
+@dataclass
+class Stumbling:
+    """Runs that break off a few times, or cannot begin."""
+
+    breaks: int = 0
+    refusals: int = 0
+    said: str = "the disk is full."
+
+    def ready(self) -> None:
+        self.refusals -= 1
+        if self.refusals >= 0:
+            raise ConfigError("no server answers.")
+
+    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
+        self.breaks -= 1
+        if self.breaks >= 0:
+            raise OSError(self.said)
+        return {str(file.path): "done" for file in files}
+
+    def unfinished(self) -> None: ...
+
+    def cancelled(self) -> set[str]:
+        return set()
+
+
+def test_a_run_that_breaks_off_does_not_end_the_watch(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr("ferflow.inbox._FIRST_PAUSE_SECONDS", 1.0)
+    with watching(tmp_path, runs=Stumbling(breaks=2)) as watch:
+        watch.drop(clips[0])
+        eventually(lambda: len(watch.batches) == 3, "two further tries")
+        watch.drop(clips[1])
+        eventually(lambda: len(watch.batches) == 4, "the next video")
+    assert watch.said == ["the disk is full. What was not finished is tried again later."]
+
+
+def test_while_no_run_can_begin_videos_wait_and_that_is_said_once(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.watcher._RETRY_SECONDS", 0.5)
+    with watching(tmp_path, runs=Stumbling(refusals=4)) as watch:
+        watch.drop(clips[0])
+        eventually(lambda: watch.batches == [[clips[0].name]], "the run")
+    assert watch.said == ["no server answers. New videos wait.", "Videos are analysed again."]
+
+
+def test_what_was_made_with_other_settings_is_left_unless_that_is_asked_for(clips, tmp_path):
+    with watching(tmp_path) as watch:
+        watch.drop(clips[0])
+        eventually(lambda: len(watch.rows()) == 1, "a row")
+    other = QUICK | {"max_fps": 5.0}
+    with watching(tmp_path, settings=other) as watch:
+        for_a_while(2.5)
+        assert watch.batches == []
+    for times in (1, 0):
+        with watching(tmp_path, settings=other, redo_outdated=True) as watch:
+            if times:
+                eventually(lambda: watch.batches, "a run")
+            for_a_while(2.5)
+            assert len(watch.batches) == times
+
+
+def test_after_a_promotion_everything_is_analysed_again_if_that_is_asked_for(clips, two_models, tmp_path, monkeypatch):
+    from models.store import ModelStore
+
+    monkeypatch.setenv("FERFLOW_MODELS", str(tmp_path / "store"))
+    for model in two_models:
+        shutil.copytree(model, tmp_path / "store" / model.name)
+    ModelStore().promote(two_models[0].name)
+    with watching(tmp_path, redo_outdated=True) as watch:
+        watch.drop(clips[0])
+        eventually(lambda: len(watch.rows()) == 1, "a row")
+        ModelStore().promote(two_models[1].name)
+        eventually(lambda: len(watch.batches) == 2, "another run")
+        versions = lambda: pd.read_parquet(watch.results / "videos").model_version.tolist()  # noqa: E731
+        eventually(lambda: versions() == [two_models[1].name], "the row of the new model")
+
+
+# A bucket.
+
+
+def test_a_bucket_is_watched_by_listing_it(clips, tmp_path):
+    bucket = place("memory://watched")
+    (bucket / "inbox" / "deep" / "a.mp4").write_bytes(clips[0].read_bytes())
+    places = {"sources": ["memory://watched/inbox"], "bucket_seconds": 0.5}
+    with watching(tmp_path, **places) as watch:
+        eventually(lambda: watch.rows() == {"a.mp4": "done"}, "what was there")
+        (bucket / "inbox" / "b.mp4").write_bytes(clips[1].read_bytes())
+        eventually(lambda: len(watch.rows()) == 2, "what came")
+    with watching(tmp_path, **places, after="move") as watch:
+        done = bucket / "done"
+        eventually(lambda: (done / "deep" / "a.mp4").exists() and (done / "b.mp4").exists(), "them to be moved")
+        assert watch.batches == []
+
+
+def test_the_whole_way_in_a_real_bucket(bucket, clips, tmp_path):
+    inbox = bucket / "inbox"
+    places = {"sources": [str(inbox)], "results": str(bucket / "results")}
+    with watching(tmp_path, **places, after="move", bucket_seconds=1.0):
+        (inbox / "a.mp4").write_bytes(clips[0].read_bytes())
+        (inbox / "copy of a.mp4").write_bytes(clips[0].read_bytes())
+        (inbox / "letter.mp4").write_text("Dear all")
+        eventually(lambda: (bucket / "done" / "copy of a.mp4").exists(), "the copy to be moved")
+        eventually(lambda: (bucket / "failed" / "letter.mp4").exists(), "the failed one to be moved")
+    assert (bucket / "done" / "a.mp4").read_bytes() == clips[0].read_bytes()
+    assert sorted(pd.read_parquet(str(bucket / "results" / "videos")).status) == ["done", "failed"]
+
+
+# The command, and a server.
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`ferflow watch` as a process."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    inbox: Path
+    results: Path
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def cpu_seconds(self) -> float:
+        used = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(used[11]) + int(used[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def command(folder: Path, environment: Mapping[str, str], *options: str, config: str = "") -> Iterator[Command]:
+    (folder / "inbox").mkdir(parents=True, exist_ok=True)
+    (folder / "watch.toml").write_text(f"{config}\n[settings]\nannotate = false\n")
+    arguments = ["--config", folder / "watch.toml", "--inbox", folder / "inbox", "--results", folder / "results"]
+    log = folder / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "watch", *map(str, arguments), *options],
+            env=dict(environment),
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        eventually(lambda: "Watching" in log.read_text() or process.poll() is not None, "the watch to begin")
+        yield Command(process, log, folder / "inbox", folder / "results")
+    finally:
+        end(process)
+
+
+def runs_on(server: Server, since: int = 0) -> list[Any]:
+    found = server.ask("flow_runs/filter", sort="START_TIME_ASC", limit=200)
+    return found[since:]
+
+
+def test_from_a_finished_drop_to_a_started_analysis_it_takes_less_than_five_seconds(server, clips, tmp_path):
+    before = len(runs_on(server))
+    with command(tmp_path, server.environment) as watch:
+        assert watch.process.poll() is None, watch.said
+        for_a_while(3)
+        assert runs_on(server, before) == [], "no run for a sweep that found nothing"
+        waited = []
+        for number in range(3):
+            shutil.copy(clips[number], watch.inbox)
+            dropped = pd.Timestamp.now("UTC")
+            eventually(lambda: len(rows(watch.results)) == number + 1, "the row")  # noqa: B023
+            run = eventually(lambda: runs_on(server, before + number), "the run")[0]  # noqa: B023
+            waited.append((pd.Timestamp(run["start_time"]) - dropped).total_seconds())
+        (tmp_path.parent / "latency.txt").write_text(str(waited))
+        assert max(waited) < 5
+        assert [run["name"] for run in runs_on(server, before)] == [
+            f"analyze 1 video: {clip.name}" for clip in clips[:3]
+        ]
+
+
+def test_a_watch_that_is_asked_to_end_stops_in_seconds_and_the_next_goes_on(
+    server, make_video, astronaut, clips, tmp_path
+):
+    (tmp_path / "inbox").mkdir()
+    make_video(tmp_path / "inbox" / "long.mp4", frame_count=900, fps=30, image=astronaut)
+    before = len(runs_on(server))
+    with command(tmp_path, server.environment) as watch:
+        eventually(lambda: list((watch.results / ".parts").glob("*/*")), "work to begin")
+        asked = time.monotonic()
+        watch.process.send_signal(signal.SIGTERM)
+        assert watch.process.wait(30) == 0
+        assert time.monotonic() - asked < 8
+        assert "Stopped; finished videos are kept" in watch.said
+        assert "Traceback" not in watch.said
+    (run,) = runs_on(server, before)
+    assert run["state"]["type"] == "CANCELLED"
+    assert rows(watch.results) == {}
+    assert [path for path in (watch.results / ".parts").rglob("*") if path.is_file()] == []
+    assert list((watch.results / ".claims").iterdir()) == []
+    (tmp_path / "inbox" / "long.mp4").unlink()
+    shutil.copy(clips[0], tmp_path / "inbox")
+    with command(tmp_path, server.environment) as watch:
+        eventually(lambda: rows(watch.results) == {clips[0].name: "done"}, "the row")
+
+
+def test_what_a_killed_watch_was_at_is_done_by_the_next(server, make_video, astronaut, tmp_path):
+    (tmp_path / "inbox").mkdir()
+    make_video(tmp_path / "inbox" / "long.mp4", frame_count=200, fps=30, image=astronaut)
+    with command(tmp_path, server.environment) as watch:
+        eventually(lambda: list((watch.results / ".parts").glob("*/*")), "work to begin")
+        watch.process.kill()
+        watch.process.wait()
+    assert rows(watch.results) == {}
+    with command(tmp_path, server.environment) as watch:
+        eventually(lambda: rows(watch.results) == {"long.mp4": "done"}, "the row")
+
+
+def test_a_server_that_is_away_is_waited_for(server, clips, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    away = f"http://127.0.0.1:{port}/api"
+    with command(tmp_path, server.environment | {"PREFECT_API_URL": away}) as watch:
+        shutil.copy(clips[0], watch.inbox)
+        eventually(lambda: "New videos wait." in watch.said, "a sentence")
+        for_a_while(6)
+        assert watch.said.count("no Prefect server answers there") == 1
+        assert watch.process.poll() is None
+        with forwarding(port, server):
+            eventually(lambda: len(rows(watch.results)) == 1, "the row")
+            assert "Videos are analysed again." in watch.said
+
+
+@contextlib.contextmanager
+def forwarding(port: int, server: Server) -> Iterator[None]:
+    """The server, at another port."""
+    target = int(server.url.rpartition(":")[2].partition("/")[0])
+
+    def pump(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+        with contextlib.suppress(OSError):
+            other.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                caller, _ = listening.accept()
+                called = socket.create_connection(("127.0.0.1", target))
+                opened.extend([caller, called])
+                for pair in ((caller, called), (called, caller)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    opened: list[socket.socket] = []
+    listening = socket.create_server(("127.0.0.1", port))
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join()
+        for one in opened:
+            one.close()
+
+
+def test_without_a_server_the_command_analyses_in_its_own_process(clips, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with command(tmp_path, environment) as watch:
+        shutil.copy(clips[0], watch.inbox)
+        eventually(lambda: f"[1/1] {clips[0].name}: 3 frames, 3 faces" in watch.said, "a line")
+        watch.process.send_signal(signal.SIGINT)
+        assert watch.process.wait(20) == 0
+    assert rows(watch.results) == {clips[0].name: "done"}
+
+
+def test_a_wrong_setting_is_a_sentence(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with command(tmp_path, environment, config="after = 'delete'") as watch:
+        assert watch.process.wait(60) == 2
+    assert len(watch.said.splitlines()) == 1
+    assert "after = 'delete' has no meaning" in watch.said
+
+
+def test_runs_of_a_deployment_take_what_is_new_in_pieces(server, clips, tmp_path):
+    program = "from flows.analyze_videos import analyze_videos\nanalyze_videos.serve('pieces', limit=2)\n"
+    with (tmp_path / "serve.log").open("wb") as log:
+        serving = subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=server.environment | {"PREFECT_RUNNER_POLL_FREQUENCY": "1"},
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        before = len(runs_on(server))
+        known = lambda: server.ask("deployments/filter", deployments={"name": {"any_": ["pieces"]}})  # noqa: E731
+        config = 'videos_per_run = 3\ndeployment = "analyze-videos/pieces"\nafter = "move"'
+        eventually(known, "the deployment")
+        with command(tmp_path, server.environment, config=config) as watch:
+            for clip in clips[:4]:
+                shutil.copy(clip, watch.inbox)
+            shutil.copy(clips[0], watch.inbox / "copy.mp4")
+            eventually(lambda: len(names(tmp_path / "done")) == 5, "all to be moved")
+    finally:
+        end(serving)
+    assert len(rows(tmp_path / "results")) == 4
+    sent = [len(run["parameters"]["sources"]) for run in runs_on(server, before)]
+    assert (sum(sent), max(sent)) == (5, 3), "each once, in pieces"
+
+
+def test_the_flow_looks_once(on_server, clips, tmp_path):
+    from flows.watch_inbox import watch_inbox
+
+    def look() -> tuple[str, str]:
+        state = watch_inbox(
+            [str(tmp_path / "inbox")], str(tmp_path / "results"), settings=QUICK, videos_per_run=2, return_state=True
+        )
+        return state.name, state.message
+
+    assert look() == ("Failed", f"{tmp_path}/inbox: this folder is not there; it is waited for.")
+    (tmp_path / "inbox").mkdir()
+    assert look() == ("Nothing new", "There is no new video that is whole.")
+    for clip in clips[:3]:
+        shutil.copy(clip, tmp_path / "inbox")
+    letter = tmp_path / "inbox" / "letter.mp4"
+    letter.write_text("Dear all")
+    os.utime(letter, (1, 1))
+    assert look() == ("Completed with 1 failed video", "4 new videos: 3 done, 1 failed.")
+    assert look() == ("Nothing new", "There is no new video that is whole.")
+    looks = [run for run in runs_on(on_server) if run["name"] == "look into inbox"]
+    assert len(looks) >= 4
+    assert len(rows(tmp_path / "results")) == 4
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

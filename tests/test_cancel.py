@@ -1,5 +1,6 @@
-"""Cancel, pressed in Prefect's page, on a real server: the work ends within seconds and leaves nothing half-written."""
+"""Cancel and Retry, pressed in Prefect's page, on a real server; a process that runs its deployment itself."""
 
+import contextvars
 import subprocess
 import sys
 import threading
@@ -14,8 +15,8 @@ import pytest
 from prefect_server import Server, end, eventually
 
 from ferflow.config import Settings
-from ferflow.errors import StoppedError
-from flows.analyze_videos import analyze_on_server
+from ferflow.errors import ConfigError, StoppedError
+from flows.analyze_videos import AUTOMATIC, analyze_as_deployed, analyze_on_server
 
 ROOT = Path(__file__).parents[1]
 SECONDS_TO_STOP = 15
@@ -28,11 +29,11 @@ SERVE = (
 
 @pytest.fixture(scope="module")
 def inbox(make_video, astronaut, tmp_path_factory) -> Path:
-    """A short video, and one that takes minutes."""
+    """A short video, and one that takes a minute."""
     folder = tmp_path_factory.mktemp("inbox")
     make_video(folder / "a short.mp4", frame_count=3, image=astronaut)
     big = np.repeat(np.repeat(astronaut, 2, axis=0), 2, axis=1)
-    make_video(folder / "b long.mp4", frame_count=2500, image=big, options={"preset": "ultrafast"})
+    make_video(folder / "b long.mp4", frame_count=1000, image=big, options={"preset": "ultrafast"})
     return folder
 
 
@@ -63,8 +64,8 @@ def state(server: Server, run_id: str) -> Any:
     return server.ask("flow_runs/filter", flow_runs={"id": {"any_": [run_id]}})[0]["state"]
 
 
-def is_drawing(results: Path) -> bool:
-    """The long video's picture is being written."""
+def is_at_work(results: Path) -> bool:
+    """Something is being written that is not finished."""
     return any((results / ".parts").rglob("*.part"))
 
 
@@ -75,7 +76,7 @@ def press_cancel(server: Server, run_id: str) -> None:
 def assert_nothing_is_half_written(results: Path) -> None:
     names = [Path(row["source"]).name for row in pq.ParquetDataset(results / "videos").read().to_pylist()]
     assert names == ["a short.mp4"]
-    assert [path for path in (results / ".parts").rglob("*.part")] == []
+    assert list((results / ".parts").rglob("*.part")) == []
     assert [path for path in (results / ".claims").rglob("*") if path.is_file()] == []
     assert [path.name.startswith("a short") for path in (results / "annotated").iterdir()] == [True]
 
@@ -89,17 +90,14 @@ def test_a_run_of_this_process_is_cancelled(on_server, inbox, tmp_path):
         except BaseException as error:
             raised.append(error)
 
-    import contextvars
-
     thread = threading.Thread(target=contextvars.copy_context().run, args=(run,))
     thread.start()
-    eventually(lambda: len([*tmp_path.glob("videos/*.parquet")]) == 2 and is_drawing(tmp_path), "the long video")
+    eventually(lambda: len([*tmp_path.glob("videos/*.parquet")]) == 2 and is_at_work(tmp_path), "the long video")
     run_id = on_server.last_run()["id"]
     press_cancel(on_server, run_id)
     pressed_at = time.monotonic()
     thread.join(60)
     took = time.monotonic() - pressed_at
-    print(f"stopped after {took:.1f} s")
     assert took < SECONDS_TO_STOP
     ended = state(on_server, run_id)
     assert (ended["type"], ended["name"]) == ("CANCELLED", "Cancelled")
@@ -118,15 +116,82 @@ def test_a_run_of_the_serving_process_is_cancelled(serving, inbox, tmp_path):
     (deployment,) = deployments(serving)
     parameters = {"sources": [str(inbox)], "results": str(tmp_path), "workers": 1}
     run = serving.ask(f"deployments/{deployment['id']}/create_flow_run", parameters=parameters)
-    eventually(lambda: len([*tmp_path.glob("videos/*.parquet")]) == 2 and is_drawing(tmp_path), "the long video")
+    eventually(lambda: len([*tmp_path.glob("videos/*.parquet")]) == 2 and is_at_work(tmp_path), "the long video")
     press_cancel(serving, run["id"])
     pressed_at = time.monotonic()
     eventually(lambda: state(serving, run["id"])["type"] != "CANCELLING", "the end of the run")
     took = time.monotonic() - pressed_at
-    print(f"stopped after {took:.1f} s")
     assert took < SECONDS_TO_STOP
     assert state(serving, run["id"])["type"] == "CANCELLED"
     time.sleep(3)
     assert state(serving, run["id"])["type"] == "CANCELLED"
     assert_nothing_is_half_written(tmp_path)
-    print(state(serving, run["id"])["message"])
+
+
+def test_a_retry_goes_on_with_the_stage_at_which_the_run_was_cancelled(serving, make_video, astronaut, inbox, tmp_path):
+    big = np.repeat(np.repeat(astronaut, 2, axis=0), 2, axis=1)
+    sources = [
+        make_video(tmp_path / "inbox" / "a.mp4", frame_count=3, image=astronaut),
+        make_video(tmp_path / "inbox" / "b.mp4", frame_count=300, image=big, options={"preset": "ultrafast"}),
+    ]
+    results = tmp_path / "results"
+    (deployment,) = deployments(serving)
+    parameters = {"sources": [*map(str, sources)], "results": str(results), "workers": 1}
+    run = serving.ask(f"deployments/{deployment['id']}/create_flow_run", parameters=parameters)
+    eventually(
+        lambda: len([*results.glob("faces/*.parquet")]) == 3 and is_at_work(results), "the drawing of the second"
+    )
+    press_cancel(serving, run["id"])
+    eventually(lambda: state(serving, run["id"])["type"] != "CANCELLING", "the end of the run")
+    assert state(serving, run["id"])["type"] == "CANCELLED"
+    kept = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}
+    assert [path.suffix for path in kept if path.parent.name == "annotated"] == [".mp4"]
+
+    serving.ask(f"flow_runs/{run['id']}/set_state", state={"type": "SCHEDULED", "name": "AwaitingRetry"})
+    ended = eventually(
+        lambda: (now := state(serving, run["id"]))["type"] in ("COMPLETED", "FAILED", "CRASHED") and now, "the retry"
+    )
+    assert (ended["type"], ended["message"]) == ("COMPLETED", "1 analysed, 1 already done, 0 failed.")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len([*results.glob("annotated/*.mp4")]) == 2
+
+
+def test_a_process_runs_the_deployment_itself(serving, on_server, inbox, tmp_path):
+    outcomes = analyze_as_deployed([str(inbox / "a short.mp4")], str(tmp_path), settings=Settings())
+    ((job, summary),) = outcomes
+    assert (job.source.name, summary.status) == ("a short.mp4", "done")
+    run = serving.last_run()
+    (deployment,) = deployments(serving)
+    assert run["deployment_id"] == deployment["id"]
+    assert {AUTOMATIC, "videos"} <= set(run["tags"])
+    assert (run["name"], run["state_name"]) == ("analyze 1 video: a short.mp4", "Completed")
+    assert (run["run_count"], run["infrastructure_pid"]) == (1, None)
+
+
+def test_without_a_deployment_it_is_a_run_like_any_other(on_server, inbox, tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.analyze_videos.DEPLOYMENT", "analyze-videos/nobody-made-this")
+    ((_, summary),) = analyze_as_deployed([str(inbox / "a short.mp4")], str(tmp_path), settings=Settings())
+    assert summary.status == "done"
+    run = on_server.last_run()
+    assert (run["deployment_id"], run["tags"], run["state_name"]) == (None, [AUTOMATIC], "Completed")
+
+
+def test_who_runs_it_can_stop_it(on_server, inbox, tmp_path):
+    stop = threading.Event()
+
+    def stop_when_at_work() -> None:
+        eventually(lambda: len([*tmp_path.glob("videos/*.parquet")]) == 2 and is_at_work(tmp_path), "the long video")
+        stop.set()
+
+    thread = threading.Thread(target=stop_when_at_work)
+    thread.start()
+    with pytest.raises(StoppedError, match="1 not done"):
+        analyze_as_deployed([str(inbox)], str(tmp_path), settings=Settings(), workers=1, stop=stop)
+    thread.join()
+    assert on_server.last_run()["state_type"] == "CANCELLED"
+    assert_nothing_is_half_written(tmp_path)
+
+
+def test_what_is_wrong_is_one_sentence(on_server, tmp_path):
+    with pytest.raises(ConfigError, match="there is no such file or folder"):
+        analyze_as_deployed([str(tmp_path / "nowhere")], str(tmp_path / "results"), settings=Settings())

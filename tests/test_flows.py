@@ -1,8 +1,12 @@
 """The flow on a real Prefect server, which the tests start; real videos, the real model."""
 
+import base64
 import errno
 import json
+import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -125,16 +129,96 @@ def test_a_run_ends_with_a_table_of_its_videos(batch, server):
     assert artifact["description"] == "3 analysed, 0 already done, 2 failed, 1 copy of others."
 
 
+def test_each_video_has_a_page(batch, server):
+    pages = {page["description"]: page for page in artifacts(server, batch.run["id"], "markdown")}
+    assert pages.keys() == {*GOOD, *BROKEN}
+    rows = {Path(row["source"]).name: row for row in table(batch.results, "videos").to_pylist()}
+    links = {row["video"]: row.get("page") for row in table_of_videos(server, batch.run["id"])}
+    for name, page in pages.items():
+        assert page["key"] == f"video-{rows[name]['video_id']}"
+        assert links[name] == f"[open](/artifacts/key/{page['key']})"
+        assert f"`{rows[name]['source']}`" in page["data"]
+    happy = pages["interview_03.mp4"]["data"]
+    assert happy.startswith("# interview_03.mp4\n\nOne person in 0.6 s of video, mostly **happy** (")
+    assert f"| annotated video | `{batch.results / rows['interview_03.mp4']['annotated_path']}` |" in happy
+    assert pages["die Straße.mp4"]["data"].startswith("# die Straße.mp4\n\nNo face was found in 0.5 s of video.")
+    for name, sentence in BROKEN.items():
+        assert f"**This video could not be analysed:** {sentence}" in pages[name]["data"]
+
+
+def test_a_page_holds_a_small_picture_of_the_timeline(batch, server):
+    import cv2
+
+    for page in artifacts(server, batch.run["id"], "markdown"):
+        if page["description"] in GOOD:
+            (encoded,) = re.findall(r"\(data:image/webp;base64,([^)]+)\)", page["data"])
+            assert len(encoded) < 40_000
+            picture = cv2.imdecode(np.frombuffer(base64.b64decode(encoded), np.uint8), cv2.IMREAD_COLOR)
+            assert picture.shape[1] == 1000
+
+
+def test_a_run_says_how_far_it_is(batch, server):
+    (progress,) = artifacts(server, batch.run["id"], "progress")
+    assert float(progress["data"]) == 100
+    assert progress["description"] == "6 of 6 videos, 15 frames looked at."
+
+
+def test_what_ferflow_itself_logs_is_among_the_logs(batch, on_server, tmp_path, monkeypatch):
+    annotate = stages.annotate_video
+
+    def say(*arguments, **options) -> Path:
+        logging.getLogger("ferflow.claims").info("a line of ferflow's own")
+        return annotate(*arguments, **options)
+
+    monkeypatch.setattr(stages, "annotate_video", say)
+    analyze_videos([str(batch.inbox / "talk.webm")], str(tmp_path), return_state=True)
+    run = on_server.last_run()
+    asked = {"logs": {"flow_run_id": {"any_": [run["id"]]}}, "limit": 200}
+    eventually(
+        lambda: "a line of ferflow's own" in [log["message"] for log in on_server.ask("logs/filter", **asked)],
+        "the line",
+    )
+
+
+def test_a_second_look_makes_no_second_page(batch, on_server, tmp_path):
+    state = analyze_videos([str(batch.inbox / "talk.webm")], str(batch.results), return_state=True)
+    assert state.message == "0 analysed, 1 already done, 0 failed."
+    assert artifacts(on_server, on_server.last_run()["id"], "markdown") == []
+    # One that was made without the server gets its page with the first run that meets it.
+    shutil.copytree(batch.results, tmp_path / "results")
+    video = shutil.copy(batch.inbox / "talk.webm", tmp_path / "talk.webm")
+    with video.open("ab") as file:
+        file.write(bytes(100))
+    results = open_results(tmp_path / "results")
+    analyze_in_process([video], results, settings=Settings(), force=False, workers=1, listener=Deaf())
+    analyze_videos([str(video)], str(tmp_path / "results"), return_state=True)
+    (page,) = artifacts(on_server, on_server.last_run()["id"], "markdown")
+    assert page["description"] == "talk.webm"
+
+
+def artifacts(server: Server, run_id: str, kind: str) -> list[Any]:
+    return server.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run_id]}, "type": {"any_": [kind]}})
+
+
+def table_of_videos(server: Server, run_id: str) -> list[Any]:
+    (shown,) = artifacts(server, run_id, "table")
+    rows: list[Any] = json.loads(shown["data"])
+    return rows
+
+
+class Deaf:
+    """A listener that hears nothing."""
+
+    def stage(self, job, name, done, expected) -> None: ...
+
+    def copied(self, job) -> None: ...
+
+    def elsewhere(self, job) -> None: ...
+
+    def finished(self, job, summary) -> None: ...
+
+
 def test_both_ways_write_the_same_rows(batch, tmp_path):
-    class Deaf:
-        def stage(self, job, name, done, expected) -> None: ...
-
-        def copied(self, job) -> None: ...
-
-        def elsewhere(self, job) -> None: ...
-
-        def finished(self, job, summary) -> None: ...
-
     results = open_results(tmp_path / "results")
     analyze_in_process(
         find_videos([batch.inbox]), results, settings=Settings(), force=False, workers=1, listener=Deaf()

@@ -56,10 +56,10 @@ def analyze_videos(
     recorded and the others go on.
 
     Args:
-        sources: Videos, and folders that are searched for videos, for example /data/inbox or /data/inbox/talk.mp4.
+        sources: Videos, and folders that are searched for videos: /data/inbox/talk.mp4, /data/inbox, s3://bucket/inbox.
         results: Folder to write to, made if it is not there, for example /data/results.
         settings: What to look at and how.
-        force: Do again what has been done.
+        force: Do again what was done before; off leaves it as it is.
         workers: Videos at a time; 0 is half of the processors.
     """
     stop = stop_of_this_run()

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             folder.mkdir(parents=True, exist_ok=True)
         if (server := os.environ.get("PREFECT_API_URL")) is not None:
             find_server()
-            page = server.removesuffix("/api")
+            page = server.rstrip("/").removesuffix("/api")
         else:
             page = _start_server(args.host, args.port, state, processes, stop)
             server = f"{page}/api"

@@ -80,10 +80,10 @@ import importlib.util  # TMP
 OFFERS = [o for o in offers("/", load_watch_settings(None)) if importlib.util.find_spec(o.flow.split(":")[0])]
 
 
-def start(folder: Path, *options: str, password: str = "") -> Up:
+def start(folder: Path, *options: str, password: str = "", **given: str) -> Up:
     """Start it in a folder and wait until it says its addresses."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    environment |= {"PREFECT_HOME": str(folder / "home"), "FERFLOW_MODELS": str(folder / "models")}
+    environment |= {"PREFECT_HOME": str(folder / "home"), "FERFLOW_MODELS": str(folder / "models")} | given
     if password:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = password
     with (folder / "said.txt").open("wb") as said:
@@ -304,10 +304,29 @@ def test_a_setting_without_meaning_stops_it_at_once(tmp_path):
     assert refused(tmp_path, "--config", "watch.toml").startswith("ferflow: watch.toml: after = 'delete' has no mean")
 
 
-def refused(folder: Path, *options: str) -> str:
+def test_a_named_server_that_does_not_answer_is_one_sentence(tmp_path):
+    said = refused(tmp_path, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert said.startswith("ferflow: http://127.0.0.1:9/api: no Prefect server answers there; start one with `ferflow")
+
+
+def test_a_named_server_that_answers_is_used(server, tmp_path):
+    up = start(tmp_path, PREFECT_API_URL=server.url)
+    try:
+        assert up.page == server.url.removesuffix("/api")
+        up.wait_for_forms()
+        assert process_of(up, "prefect server start") is None
+        up.process.send_signal(signal.SIGTERM)
+        assert up.process.wait(60) == 0
+        assert processes_in(tmp_path) == {}
+    finally:
+        end(up)
+    assert server.ask("deployments/filter")
+
+
+def refused(folder: Path, *options: str, **given: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     done = subprocess.run(
-        [FERFLOW, "up", *options], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [FERFLOW, "up", *options], cwd=folder, env=environment | given, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
     return done.stderr

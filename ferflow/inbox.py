@@ -14,6 +14,7 @@ _FIRST_GATHERING_SECONDS, _LONGEST_GATHERING_SECONDS = 1.5, 30.0
 # copied at leisure each run takes as many as came since the last, or half as many again.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 60.0, 900.0
 # Before a file is handed out again that nothing came of; doubled each time.
+_SMALLER_LOTS = 4
 
 
 @dataclass(slots=True)
@@ -104,6 +105,9 @@ class Inbox:
     def take(self, now: float, most: int) -> list[StoredFile]:
         """Whole files, those that came first first; they are in work from now on.
 
+        Files that nothing came of go after the others, among themselves, and each time in smaller lots: one that spoils
+        every run that it is in is soon alone.
+
         Args:
             now: the time.
             most: no more than so many.
@@ -111,8 +115,9 @@ class Inbox:
         if now < self._gathered_at(now):
             return []
         whole: list[StoredFile] = []
-        for name, waiting in sorted(self._due(now), key=lambda item: item[1].since):
-            if len(whole) == most:
+        tries: int | None = None
+        for name, waiting in sorted(self._due(now), key=lambda item: (item[1].tries, item[1].since)):
+            if len(whole) >= max(most // _SMALLER_LOTS ** (tries or 0), 1) or tries not in (None, waiting.tries):
                 break
             file = self._look(waiting.file.path)
             if file is None:
@@ -123,7 +128,7 @@ class Inbox:
                 waiting.was_cut_off = True
                 waiting.due = waiting.changed_at + self._second_look_seconds
             else:
-                waiting.due = math.inf
+                waiting.due, tries = math.inf, waiting.tries
                 whole.append(file)
         return whole
 

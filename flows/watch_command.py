@@ -1,8 +1,6 @@
 """`ferflow watch` -> videos that arrive in a folder or a bucket are analysed, until Ctrl-C"""
 
 import argparse
-import contextlib
-import importlib
 import signal
 import sys
 import threading
@@ -39,8 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from flows.watch_runs import choose_runs
     from flows.watcher import Watcher
 
-    stop = threading.Event()
-    watcher = Watcher(settings, choose_runs(settings, on_server=on_server, stop=stop), say=_say, stop=stop)
+    watcher = Watcher(settings, choose_runs(settings, on_server=on_server), say=_say)
     if on_server:
         threading.Thread(target=_reconcile, name="reconcile", daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -56,9 +53,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _reconcile() -> None:
     """Say of dead runs that they are dead, now and then."""
+    from flows.reconcile import reconcile_runs
+
     while True:
-        with contextlib.suppress(Exception):  # The server is away: later.
-            importlib.import_module("flows.reconcile").reconcile_runs()
+        reconcile_runs()
         threading.Event().wait(_RECONCILE_SECONDS)
 
 

@@ -12,8 +12,7 @@ from ferflow.config import Settings
 from ferflow.errors import FerflowError
 from ferflow.storage import StoredFile, place
 from ferflow.watch_settings import load_watch_settings
-from flows.analyze_videos import analyze_on_server
-from flows.watch_runs import DeploymentRuns, FlowRuns
+from flows.watch_runs import DeploymentRuns, Subflows
 from flows.watcher import Fate, Watcher
 
 _DEFAULTS = load_watch_settings(None)
@@ -67,7 +66,7 @@ def watch_inbox(
             videos_per_run=videos_per_run,
             deployment=deployment,
         )
-        runs = DeploymentRuns(watching) if deployment else FlowRuns(watching, analyze_on_server)
+        runs = DeploymentRuns(watching) if deployment else Subflows(watching)
         runs.ready()
         watcher = Watcher(watching, runs, say=said.append)
         files = watcher.look()

@@ -2,16 +2,15 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ferflow.config import Settings
 from ferflow.errors import ConfigError
 from ferflow.records import VideoSummary
 from ferflow.sources import Job, open_results
-from ferflow.storage import StoredFile, absolute, place
+from ferflow.storage import StoredFile, absolute, place, utf8
 from ferflow.watch_settings import WatchSettings
 from flows.each_video import default_workers
 from flows.server import find_server
@@ -30,13 +29,8 @@ _RUNS_AT_ONCE = 200
 # As many as a Prefect server tells of at a time.
 
 
-def choose_runs(settings: WatchSettings, *, on_server: bool, stop: threading.Event) -> Runs:
+def choose_runs(settings: WatchSettings, *, on_server: bool) -> Runs:
     """What the settings ask for, warm: what its first run needs is loaded.
-
-    Args:
-        settings: how videos are analysed.
-        on_server: as flow runs.
-        stop: once it is set, by another thread, a run of this process ends.
 
     Raises:
         ModelError: the model cannot be used.
@@ -44,11 +38,7 @@ def choose_runs(settings: WatchSettings, *, on_server: bool, stop: threading.Eve
     if settings.deployment:
         return DeploymentRuns(settings)
     warm_up(settings.settings)
-    if not on_server:
-        return PlainRuns(settings, stop)
-    from flows.analyze_videos import analyze_as_deployed
-
-    return FlowRuns(settings, partial(analyze_as_deployed, stop=stop))
+    return FlowRuns(settings) if on_server else PlainRuns(settings)
 
 
 def warm_up(settings: Settings) -> None:
@@ -66,14 +56,18 @@ def warm_up(settings: Settings) -> None:
 class PlainRuns:
     """Runs in this process, without Prefect; they are told on standard error."""
 
-    def __init__(self, settings: WatchSettings, stop: threading.Event) -> None:
+    def __init__(self, settings: WatchSettings) -> None:
         """Nothing is begun."""
         self._settings = settings
-        self._stop = stop
+        self._stop = threading.Event()
         self._results = open_results(place(settings.results))
 
     def ready(self) -> None:
         """They always can."""
+
+    def stop(self) -> None:
+        """End the run that is under way, and every later one."""
+        self._stop.set()
 
     def unfinished(self) -> None:
         """There are none elsewhere."""
@@ -101,35 +95,53 @@ class PlainRuns:
         return fates_of(heard.outcomes)
 
 
-class FlowRuns:
+class FlowRuns(PlainRuns):
     """Flow runs of this process, on the Prefect server that is configured."""
 
-    def __init__(self, settings: WatchSettings, run: Callable[..., Iterable[Outcome]]) -> None:
-        """Nothing is begun; `run` is one of the two ways in `flows.analyze_videos`."""
-        self._settings = settings
-        self._run = run
+    def __init__(self, settings: WatchSettings) -> None:
+        """Nothing is begun; what a run needs is loaded."""
+        import flows.analyze_videos  # noqa: F401
+
+        super().__init__(settings)
+        self._stop_of_run = threading.Event()
 
     def ready(self) -> None:
         """See whether the server answers."""
         find_server()
 
-    def unfinished(self) -> None:
-        """There are none elsewhere."""
-
-    def cancelled(self) -> set[str]:
-        """There are none elsewhere."""
-        return set()
+    def stop(self) -> None:
+        """End the run that is under way, and every later one."""
+        super().stop()
+        self._stop_of_run.set()
 
     def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
         """Run the flow and wait for its end."""
-        outcomes = self._run(
-            [str(file.path) for file in files],
-            str(absolute(place(self._settings.results))),
-            settings=self._settings.settings,
-            force=False,
-            workers=self._settings.workers,
-        )
-        return fates_of(outcomes)
+        # A server takes text; a file whose name is none is a video all the same.
+        odd = [file for file in files if utf8(str(file.path)) != str(file.path)]
+        fates = dict(super().analyze(odd)) if odd else {}
+        if sources := [str(file.path) for file in files if file not in odd]:
+            fates |= fates_of(self._run_flow(sources, str(absolute(place(self._settings.results)))))
+        return fates
+
+    def _run_flow(self, sources: list[str], results: str) -> Iterable[Outcome]:
+        from flows.analyze_videos import analyze_as_deployed
+
+        # Of each run its own: whoever cancels one sets it too.
+        self._stop_of_run = threading.Event()
+        if self._stop.is_set():
+            self._stop_of_run.set()
+        settings, workers = self._settings.settings, self._settings.workers
+        return analyze_as_deployed(sources, results, settings=settings, workers=workers, stop=self._stop_of_run)
+
+
+class Subflows(FlowRuns):
+    """Flow runs within another of this process."""
+
+    def _run_flow(self, sources: list[str], results: str) -> Iterable[Outcome]:
+        from flows.analyze_videos import analyze_on_server
+
+        settings, workers = self._settings.settings, self._settings.workers
+        return analyze_on_server(sources, results, settings=settings, force=False, workers=workers)
 
 
 class DeploymentRuns:
@@ -139,6 +151,9 @@ class DeploymentRuns:
         """Nothing is begun."""
         self._settings = settings
         self._began_at = datetime.now(UTC)
+
+    def stop(self) -> None:
+        """They go on: they are not this process's."""
 
     def ready(self) -> None:
         """See whether the server answers and knows the deployment."""

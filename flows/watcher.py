@@ -1,5 +1,6 @@
 """folders and buckets, looked at again and again -> runs over the videos that are new and whole in them"""
 
+import contextlib
 import logging
 import math
 import threading
@@ -50,6 +51,10 @@ class Runs(Protocol):
         """
         ...
 
+    def stop(self) -> None:
+        """End the run that is under way, if it is one of this process, and every later one; from any thread."""
+        ...
+
     def unfinished(self) -> set[str] | None:
         """Paths of videos that runs elsewhere have not finished; None where `analyze` waits for its run to end."""
         ...
@@ -68,7 +73,6 @@ class Watcher:
         runs: Runs,
         *,
         say: Callable[[str], None],
-        stop: threading.Event | None = None,
     ) -> None:
         """Nothing is looked at yet.
 
@@ -76,7 +80,6 @@ class Watcher:
             settings: where to look, and what becomes of what is there.
             runs: where videos are analysed.
             say: told in a sentence what a person should know, each once.
-            stop: set when a run in this process is to end; see `stop`.
 
         Raises:
             ConfigError: a source or the results folder cannot be used.
@@ -104,20 +107,26 @@ class Watcher:
         self._model_version: str | None = None
         self._perhaps_known: dict[str, tuple[str, Mapping[str, Fate]]] = {}
         self._said: dict[object, str] = {}
-        self._stop = stop or threading.Event()
+        self._stop = threading.Event()
         self._events = FolderEvents([source for source in self.sources if is_local(source)])
 
     def watch(self) -> None:
         """Go on until `stop` is called; what goes wrong is said and tried again later."""
         with self._events:
             while not self._stop.is_set():
-                self.notice(self._events.wait(self._seconds_to_wait()))
-                if files := self.take():
-                    self.analyze(files)
+                try:
+                    self.notice(self._events.wait(self._seconds_to_wait()))
+                    if files := self.take():
+                        self.analyze(files)
+                except Exception as error:  # Nobody foresaw it; the watch goes on, and a sweep finds what was missed.
+                    logger.exception("The watch stumbled.")
+                    self._tell("watch", f"An error that nobody foresaw: {error!r}. The watch goes on.")
+                    self._stop.wait(_RETRY_SECONDS)
 
     def stop(self) -> None:
         """Let `watch` come back soon; may be called by another thread or from a signal's handler."""
         self._stop.set()
+        self._runs.stop()
         self._events.wake()
 
     def look(self) -> list[StoredFile]:
@@ -163,7 +172,7 @@ class Watcher:
         if files:
             try:
                 self._runs.ready()
-            except ConfigError as error:
+            except Exception as error:  # Whatever the way in which a server is away.
                 self._tell("runs", f"{error} New videos wait.")
                 for file in files:
                     self._inbox.put_back(file)
@@ -229,7 +238,7 @@ class Watcher:
                 cancelled = self._runs.cancelled() if None in fates.values() else set()
                 self._leave(file for file in ended if str(file.path) in cancelled)
                 self.account(ended, {path: fate for path, fate in fates.items() if fate is not None})
-        except (FerflowError, OSError) as error:
+        except Exception as error:  # Whatever the way in which a server is away.
             self._tell("runs", str(error))
 
     def _sweep(self, source: Path, known: "_Known") -> None:
@@ -252,10 +261,11 @@ class Watcher:
         if source is None:
             return
         files: Iterable[StoredFile] = ()
-        if path.is_dir():
-            files = (file for file in list_videos(path) if is_listed(file.path, source))
-        elif is_listed(path, source) and (file := _look(path)) is not None:
-            files = [file]
+        with contextlib.suppress(OSError):  # Not to be seen; a later event or a sweep may see it.
+            if path.is_dir():
+                files = [file for file in list_videos(path) if is_listed(file.path, source)]
+            elif is_listed(path, source):
+                files = [stat_file(path)]
         for file in self._screened(files, source, _Known()):
             self._inbox.see(file, now)
 
@@ -384,7 +394,7 @@ def _fate_by_content(file: StoredFile, fates: Mapping[str, Fate]) -> Fate | None
 def _look(path: Path) -> StoredFile | None:
     try:
         return stat_file(path)
-    except OSError:
+    except Exception:  # Gone, or not to be seen at the moment: then the next listing tells of it again.
         return None
 
 

@@ -177,6 +177,28 @@ def test_no_more_files_are_handed_out_than_a_run_may_have():
     assert disk.taken(after=0, most=3) == ["3.mp4", "4.mp4"]
 
 
+def test_a_file_that_spoils_every_run_is_soon_alone():
+    disk = Disk()
+    for number in range(100):
+        disk.write(f"{number}.mp4")
+    disk.now += 2
+    spoilt, done = [], 0
+    while done < 99:
+        disk.now = max(disk.inbox.next_at(disk.now), disk.now)
+        files = disk.inbox.take(disk.now, 100)
+        if any(file.path.name == "41.mp4" for file in files):
+            spoilt.append(len(files))
+            for file in files:
+                disk.inbox.give_back(file, disk.now)
+        else:
+            done += len(files)
+            for file in files:
+                disk.inbox.done(file)
+    assert spoilt == [100, 25, 6, 1]
+    disk.write("new.mp4")
+    assert disk.taken(after=2) == ["new.mp4"], "nor does it keep others waiting"
+
+
 def test_a_sweep_forgets_what_is_gone_but_not_because_a_folder_is_empty():
     disk = Disk()
     done, other = disk.write("a.mp4"), disk.write("b.mp4")

@@ -57,6 +57,9 @@ class Counted:
         self.batches.append([file.path.name for file in files])
         return self.runs.analyze(files)
 
+    def stop(self) -> None:
+        self.runs.stop()
+
     def unfinished(self) -> set[str] | None:
         return self.runs.unfinished()
 
@@ -84,10 +87,9 @@ class Watch:
 def watching(folder: Path, *, on_server: bool = False, runs: Runs | None = None, **changes: Any) -> Iterator[Watch]:
     (folder / "inbox").mkdir(parents=True, exist_ok=True)
     settings = settings_of(folder, **changes)
-    stop = threading.Event()
-    counted = Counted(runs or choose_runs(settings, on_server=on_server, stop=stop))
+    counted = Counted(runs or choose_runs(settings, on_server=on_server))
     said: list[str] = []
-    watcher = Watcher(settings, counted, say=said.append, stop=stop)
+    watcher = Watcher(settings, counted, say=said.append)
     broken: list[BaseException] = []
 
     def watch() -> None:
@@ -265,7 +267,7 @@ def test_an_inbox_may_be_a_link(clips, tmp_path):
 def test_an_inbox_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "inbox").touch()
     settings = settings_of(tmp_path)
-    runs = choose_runs(settings, on_server=False, stop=threading.Event())
+    runs = choose_runs(settings, on_server=False)
     with pytest.raises(ConfigError, match="this is a file; name the folder"):
         Watcher(settings, runs, say=print)
 
@@ -288,6 +290,8 @@ class Stumbling:
         if self.breaks >= 0:
             raise OSError(self.said)
         return {str(file.path): "done" for file in files}
+
+    def stop(self) -> None: ...
 
     def unfinished(self) -> None: ...
 
@@ -441,6 +445,9 @@ def test_from_a_finished_drop_to_a_started_analysis_it_takes_less_than_five_seco
         assert [run["name"] for run in runs_on(server, before)] == [
             f"analyze 1 video: {clip.name}" for clip in clips[:3]
         ]
+        # A name that is no text, as old disks have them.
+        shutil.copy(clips[3], os.fsencode(watch.inbox) + b"/caf\xe9.mp4")
+        eventually(lambda: rows(watch.results).get("caf\\xe9.mp4") == "done", "the row")
 
 
 def test_a_watch_that_is_asked_to_end_stops_in_seconds_and_the_next_goes_on(
@@ -466,6 +473,24 @@ def test_a_watch_that_is_asked_to_end_stops_in_seconds_and_the_next_goes_on(
     shutil.copy(clips[0], tmp_path / "inbox")
     with command(tmp_path, server.environment) as watch:
         eventually(lambda: rows(watch.results) == {clips[0].name: "done"}, "the row")
+
+
+def test_a_run_that_somebody_cancels_is_not_begun_again(server, make_video, astronaut, clips, tmp_path):
+    (tmp_path / "inbox").mkdir()
+    make_video(tmp_path / "inbox" / "long.mp4", frame_count=900, fps=30, image=astronaut)
+    before = len(runs_on(server))
+    with command(tmp_path, server.environment, config="sweep_seconds = 1.0") as watch:
+        eventually(lambda: list((watch.results / ".parts").glob("*/*")), "work to begin")
+        (run,) = runs_on(server, before)
+        server.ask(f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+        eventually(lambda: "is left alone until its file changes" in watch.said, "a sentence")
+        for_a_while(5)
+        (run,) = runs_on(server, before)
+        assert run["state"]["type"] == "CANCELLED"
+        shutil.copy(clips[0], watch.inbox)
+        eventually(lambda: rows(watch.results) == {clips[0].name: "done"}, "the next video")
+        shutil.copy(clips[1], watch.inbox / "long.mp4")
+        eventually(lambda: len(rows(watch.results)) == 2, "the same with other bytes")
 
 
 def test_what_a_killed_watch_was_at_is_done_by_the_next(server, make_video, astronaut, tmp_path):

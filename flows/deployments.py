@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import importlib
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,8 @@ from ferflow.watch_settings import WatchSettings, load_watch_settings
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
 
+_LOOK_SECONDS = 15.0
+# How soon a model that was added can be chosen in a form.
 _SLUG = "nightly"
 # By it a schedule is found again.
 
@@ -156,6 +160,16 @@ def refresh_forms() -> None:
             form = complete(before, deployment.parameters, versions)
             if form != before:
                 client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=form))
+
+
+def keep_forms_current() -> None:
+    """Refresh the forms again and again, for ever; while the server is away, later."""
+    # It would say the same of a damaged model at every look; `ferflow models list` says it too.
+    logging.getLogger("models.store").setLevel(logging.ERROR)
+    while True:
+        time.sleep(_LOOK_SECONDS)
+        with contextlib.suppress(Exception):
+            refresh_forms()
 
 
 def complete(form: Mapping[str, Any], filled_in: Mapping[str, Any], versions: Sequence[str]) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 import argparse
 import asyncio
-import importlib.util
-import logging
 import threading
 from pathlib import Path
 
@@ -11,8 +9,6 @@ from ferflow.storage import absolute, place
 from ferflow.watch_settings import WatchSettings, load_watch_settings
 from flows.server import find_server, leave_logging_to_prefect
 
-_LOOK_SECONDS = 15.0
-# How soon a model that was added can be chosen in a form.
 _RUNS_AT_A_TIME = 3
 # Each takes half of the processors and, with the models, 0.7 GB.
 
@@ -53,27 +49,13 @@ def run(args: argparse.Namespace) -> int:
     from prefect.runner import Runner
 
     from flows.automations import ship_automations
-    from flows.deployments import offers, refresh_forms, registered
+    from flows.deployments import keep_forms_current, offers, refresh_forms, registered
 
     runner = Runner(pause_on_shutdown=False, limit=_RUNS_AT_A_TIME)
     for offer in offers(str(Path.cwd()), watching):
-        if importlib.util.find_spec(offer.flow.split(":")[0]):
-            runner.add_deployment(registered(offer))
+        runner.add_deployment(registered(offer))
     ship_automations()
     refresh_forms()
-    threading.Thread(target=_keep_forms_current, daemon=True).start()
+    threading.Thread(target=keep_forms_current, name="forms", daemon=True).start()
     asyncio.run(runner.start())
     return 0
-
-
-def _keep_forms_current() -> None:
-    from flows.deployments import refresh_forms
-
-    # It would say the same of a damaged model at every look; `ferflow models list` says it too.
-    logging.getLogger("models.store").setLevel(logging.ERROR)
-    while True:
-        threading.Event().wait(_LOOK_SECONDS)
-        try:
-            refresh_forms()
-        except Exception as error:
-            logging.getLogger(__name__).warning("The forms are not refreshed: %s", error)

@@ -40,6 +40,11 @@ def run(args: argparse.Namespace) -> int:
     watcher = Watcher(settings, choose_runs(settings, on_server=on_server), say=_say)
     if on_server:
         threading.Thread(target=_reconcile, name="reconcile", daemon=True).start()
+    if settings.deployment:
+        # Workers register no deployment; somebody has to tell its form of new models.
+        from flows.deployments import keep_forms_current
+
+        threading.Thread(target=keep_forms_current, name="forms", daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: watcher.stop())
     places = ", ".join(map(str, watcher.sources))

@@ -75,9 +75,7 @@ class Up:
         return eventually(complete, f"the deployments; {self.said}{self.logs}")
 
 
-import importlib.util  # TMP
-
-OFFERS = [o for o in offers("/", load_watch_settings(None)) if importlib.util.find_spec(o.flow.split(":")[0])]
+OFFERS = offers("/", load_watch_settings(None))
 
 
 def start(folder: Path, *options: str, password: str = "", **given: str) -> Up:

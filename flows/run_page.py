@@ -83,7 +83,7 @@ class RunPage:
         self._frames_done = 0
         self._at_work: dict[Job, tuple[str, int, int | None]] = {}
         self._untold: deque[Outcome] = deque()
-        self._pages = 0
+        self._pages: dict[str, UUID] = {}
         self._progress_id: UUID | None = None
         self._shown = ""
         self._lock = threading.Lock()
@@ -206,13 +206,13 @@ class RunPage:
     def _tell_pages(self, client: "SyncPrefectClient") -> None:
         """Make some of the pages that are to be made."""
         outcomes = [self._untold[index] for index in range(min(len(self._untold), _PAGES_IN_A_LOOK))]
-        there: set[str | None] = set()
         if keys := [page_key(job.video_id) for job, _ in outcomes if job.earlier is not None]:
             those = ArtifactCollectionFilter(key=ArtifactCollectionFilterKey(any_=keys))
-            there = {page.key for page in client.read_latest_artifacts(artifact_filter=those)}
+            there = client.read_latest_artifacts(artifact_filter=those)
+            self._pages |= {str(page.key): page.latest_id for page in there}
         for job, summary in outcomes:
             key = page_key(job.video_id)
-            if summary is not None and key not in there and self._pages < _PAGES_IN_RUN:
+            if summary is not None and key not in self._pages and len(self._pages) < _PAGES_IN_RUN:
                 page = ArtifactCreate(
                     key=key,
                     type="markdown",
@@ -220,15 +220,14 @@ class RunPage:
                     description=job.source.name,
                     flow_run_id=self._run_id,
                 )
-                client.create_artifact(page)
-                self._pages += 1
+                self._pages[key] = client.create_artifact(page).id
             self._untold.popleft()
 
     def _tell_table(self) -> None:
         """Show the videos as a table, failed ones first."""
         if not self._outcomes:
             return
-        rows = [_row(job, summary) for job, summary in self._outcomes]
+        rows = [_row(job, summary, self._pages.get(page_key(job.video_id))) for job, summary in self._outcomes]
         rows.sort(key=lambda row: ("failed", "done", "already done", "in another run", "copy").index(row["outcome"]))
         note = "" if len(rows) <= _ROWS_IN_TABLE else f" The first {_ROWS_IN_TABLE}:"
         create_table_artifact(rows[:_ROWS_IN_TABLE], key="analyzed-videos", description=f"{self._counts()}{note}")
@@ -260,7 +259,7 @@ def _outcome(job: Job, summary: VideoSummary | None) -> str:
     return "already done" if summary.status == "done" and job.earlier else summary.status
 
 
-def _row(job: Job, summary: VideoSummary | None) -> dict[str, Any]:
+def _row(job: Job, summary: VideoSummary | None, page_id: UUID | None) -> dict[str, Any]:
     row: dict[str, Any] = {"video": job.source.name, "outcome": _outcome(job, summary)}
     if job.is_elsewhere:
         return row | {"note": "another run is at work on it"}
@@ -269,7 +268,7 @@ def _row(job: Job, summary: VideoSummary | None) -> dict[str, Any]:
     info = summary.info
     return row | {
         "note": summary.error or "",
-        "page": f"[open](/artifacts/key/{page_key(job.video_id)})",
+        "page": f"[open](/artifacts/artifact/{page_id})" if page_id else "",
         "mostly": summary.dominant_emotion or "",
         "tracks": summary.track_count if info else "",
         "seconds of video": round(info.duration_seconds, 1) if info else "",

@@ -136,7 +136,7 @@ def test_each_video_has_a_page(batch, server):
     links = {row["video"]: row.get("page") for row in table_of_videos(server, batch.run["id"])}
     for name, page in pages.items():
         assert page["key"] == f"video-{rows[name]['video_id']}"
-        assert links[name] == f"[open](/artifacts/key/{page['key']})"
+        assert links[name] == f"[open](/artifacts/artifact/{page['id']})"
         assert f"`{rows[name]['source']}`" in page["data"]
     happy = pages["interview_03.mp4"]["data"]
     assert happy.startswith("# interview_03.mp4\n\nOne person in 0.6 s of video, mostly **happy** (")

@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -219,22 +221,18 @@ def kill_hard(process: "subprocess.Popen[bytes]") -> None:
 
 
 def test_the_automations_are_made_once(on_server):
+    from prefect import get_client
+
     def named() -> list[Any]:
         return [item for item in on_server.ask("automations/filter") if item["name"] == DEAD_RUNS]
 
     ship_automations()
     (made,) = named()
-    on_server_patch(on_server, made["id"], enabled=False)
+    with get_client(sync_client=True) as client:
+        client.pause_automation(made["id"])
     ship_automations()
     (still,) = named()
     assert (still["id"], still["enabled"]) == (made["id"], False)
-
-
-def on_server_patch(server: Server, automation_id: str, *, enabled: bool) -> None:
-    from prefect import get_client
-
-    with get_client(sync_client=True) as client:
-        (client.resume_automation if enabled else client.pause_automation)(automation_id)
 
 
 def test_the_automation_says_of_a_dead_run_that_it_has_crashed(deployment, on_server):
@@ -261,3 +259,42 @@ def test_the_automation_says_of_a_dead_run_that_it_has_crashed(deployment, on_se
     finally:
         with get_client(sync_client=True) as client:
             client.delete_automation(automation)
+
+
+def test_the_example_tells_of_failures(deployment, on_server):
+    import yaml
+    from prefect import get_client
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+    from prefect.events.schemas.automations import AutomationCore
+
+    heard: list[str] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Listener) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{listening.server_port}/"
+        block = CustomWebhookNotificationBlock(name="test", url=url, json_data={"text": "{{subject}} / {{body}}"})
+        example = yaml.safe_load((ROOT / "configs" / "tell_of_failures.yaml").read_text())
+        example["actions"][0]["block_document_id"] = str(block.save("test"))
+        with get_client(sync_client=True) as client:
+            client.create_automation(AutomationCore.model_validate(example))
+        time.sleep(2)  # Until the server heeds it.
+        failed, partly, well = (make_run(on_server, deployment, "RUNNING") for _ in range(3))
+        ends = [
+            (well, "COMPLETED", "Completed", "all well"),
+            (failed, "FAILED", "Failed", "no space left"),
+            (partly, "COMPLETED", "Completed with 1 failed video", "a.mp4: it is empty"),
+        ]
+        for run_id, kind, name, message in ends:
+            on_server.ask(f"flow_runs/{run_id}/set_state", state={"type": kind, "name": name, "message": message})
+        eventually(lambda: len(heard) == 2, "the messages")
+        listening.shutdown()
+    assert any("Failed / no space left" in text for text in heard)
+    assert any("Completed with 1 failed video / a.mp4: it is empty" in text for text in heard)

@@ -1,10 +1,9 @@
 """a results folder's many small files of past days -> a few big ones, while readers and writers go on
 
 A table of a folder of this machine is exchanged whole: beside it a folder is filled with hard links to all files that
-stay and with the big ones, and Linux swaps the two in one step (`renameat2`). Who lists the table sees either the one
-or the other. A query that listed it just before fails because a file is gone, and is to be repeated; only if the swap
-falls between its listing and its first look at a merged file, some microseconds, may pandas or DuckDB pass over what
-has gone. Readers of `merged_rows` wait for each other and never meet this.
+stay and with the big ones, and Linux swaps the two in one step. Who lists the table sees either the one or the other.
+A query that listed it just before fails because a file is gone, and is to be repeated. Readers of `merged_rows` are
+waited for and never meet this.
 
 A bucket has no such step, nor have Windows, macOS and some network disks: there the big file is added first and the
 small ones are deleted after it. Who reads in that second may see rows twice, but for `merged_rows.read_table`. What is
@@ -12,12 +11,10 @@ left in between by a process that was killed is put right by the next.
 """
 
 import contextlib
-import ctypes
 import errno
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -33,6 +30,7 @@ from typing import Any
 
 from ferflow.claims import Claims
 from ferflow.errors import VideoError
+from ferflow.exchange import exchange_folders
 from ferflow.merged_rows import (
     PREFIX,
     Part,
@@ -360,7 +358,7 @@ def _exchange_folder(
                 with contextlib.suppress(FileExistsError):
                     os.link(path, fresh / path.name)
             _to_disk(fresh)
-            _swap(fresh, folder)
+            exchange_folders(fresh, folder)
         _to_disk(results.root)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -368,21 +366,6 @@ def _exchange_folder(
     # Not a daemon: a process that ends waits for it.
     threading.Timer(_LISTING_SECONDS, shutil.rmtree, [fresh], {"ignore_errors": True}).start()
     return True
-
-
-def _swap(one: Path, other: Path) -> None:
-    """Give two folders each other's name in one step.
-
-    Raises:
-        OSError: this system or disk cannot.
-    """
-    rename: Any = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
-    if rename is None or other.is_symlink():
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    here, exchange = -100, 2
-    if rename(here, os.fsencode(one), here, os.fsencode(other), exchange):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), str(other))
 
 
 def _delete(results: Results, paths: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""the command line -> ferflow's commands: analyze, demo, models, retrain, review, tables, train"""
+"""the command line -> ferflow's commands: analyze, compact, demo, models, retrain, review, tables, train"""
 
 import argparse
 import importlib
@@ -189,6 +189,10 @@ COMMANDS: dict[str, tuple[str, _AddArguments, _Run]] = {
         "find faces and their emotions in videos, write tables and annotated videos",
         _add_analyze_arguments,
         _analyze,
+    ),
+    "compact": (
+        "merge the many small table files of past days into a few big ones",
+        *_of("flows.compact_command"),
     ),
     "demo": ("make a short clip, analyse it and show what comes out", _add_demo_arguments, _demo),
     "models": ("list the emotion models, take one into use, go back", *_of("flows.models_command")),

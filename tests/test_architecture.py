@@ -26,6 +26,7 @@ ONLY_HOME = {"av": {"ferflow/frames.py"}, "pyarrow": {"ferflow/rows.py", "ferflo
 SLOW = {"tensorflow", "keras", "mediapipe", "prefect", "matplotlib.pyplot"}
 ORCHESTRATED = {
     "flows/analyze_videos.py",
+    "flows/compact_results.py",
     "flows/retrain_emotion_model.py",
     "flows/train_emotion_model.py",
     "flows/watch_inbox.py",

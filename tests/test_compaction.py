@@ -26,12 +26,15 @@ from ferflow.compaction import Compacted, compact, forget, take_out
 from ferflow.config import Settings
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import VideoError
+from ferflow.exchange import exchange_folders
 from ferflow.merged_rows import MOST_VIDEOS, find_faces, find_video, is_big, list_big, read_entries, read_table
 from ferflow.records import Analysis, Box, Face, FaceRow, Segment, VideoInfo, VideoSummary
 from ferflow.rows import TABLES, read_faces, read_video, write_faces, write_segments, write_video
 from ferflow.selection import pick_faces
 from ferflow.sources import open_results, plan_jobs
 from ferflow.storage import Results, content_id, is_local
+from flows.cli import main
+from flows.compact_results import compact_results
 
 INFO = VideoInfo(width=64, height=48, frame_count=9, duration_seconds=0.9, fps=10.0, has_audio=False, warning=None)
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -421,7 +424,9 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(results):
 
 
 READER = """
+    import random
     import sys
+    import time
     import duckdb, pandas, polars, pyarrow.dataset, pyarrow.parquet
     folder = Path(sys.argv[2])
     how = {
@@ -432,6 +437,7 @@ READER = """
     }[sys.argv[1]]
     print("ready", flush=True)
     seen, reads, repeated = 0, 0, 0
+    rng = random.Random(sys.argv[1])
     while not (folder.parent / "stop").exists():
         try:
             ids = how()
@@ -439,6 +445,7 @@ READER = """
             repeated += 1
             continue
         reads += 1
+        time.sleep(rng.uniform(0.0, 0.5))  # Nobody asks all the time.
         assert len(set(ids)) == len(ids), f"doubled: {len(ids)} rows of {len(set(ids))} videos"
         assert len(ids) >= seen, f"lost: {len(ids)} after {seen}"
         seen = len(ids)
@@ -568,6 +575,80 @@ def test_a_damaged_big_file_is_named(results):
     done = compact(results)
     assert done is not None
     assert done.left == (f"{fresh}: this table is damaged; remove the file and analyse its videos again.",)
+
+
+def test_a_reader_that_lists_a_table_is_waited_for(tmp_path):
+    folder, other = tmp_path / "table", tmp_path / "other"
+    folder.mkdir()
+    other.mkdir()
+    (folder / "a").touch()
+    began = time.monotonic()
+    exchange_folders(other, folder)
+    quiet_seconds = time.monotonic() - began
+    assert 0.1 <= quiet_seconds < 1
+    assert not list(folder.iterdir())
+
+    listing = os.open(other, os.O_RDONLY | os.O_DIRECTORY)
+    is_over = threading.Event()
+
+    def list_on() -> None:
+        while not is_over.wait(0.03):
+            os.close(os.open(other, os.O_RDONLY | os.O_DIRECTORY))
+
+    reader = threading.Thread(target=list_on)
+    reader.start()
+    began = time.monotonic()
+    exchange_folders(folder, other)
+    is_over.set()
+    reader.join()
+    os.close(listing)
+    assert time.monotonic() - began == pytest.approx(3, abs=1)
+
+
+def test_a_disk_that_cannot_exchange_folders_says_so(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    with pytest.raises(OSError, match="not implemented"):
+        exchange_folders(tmp_path / "one", tmp_path / "link")
+
+
+def test_the_command_says_what_it_did(results, capsys):
+    add_many(results, 4)
+    root = str(results.root)
+    assert main(["compact", "--results", root, "--older-than-days", "2"]) == 0
+    assert main(["compact", "--results", root]) == 0
+    assert main(["compact", "--results", root]) == 0
+    with Claims(results).hold("compact-results"):
+        assert main(["compact", "--results", root]) == 0
+    assert main(["compact", "--results", f"{root}/none"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"Nothing to merge in {root}: past days are merged already.",
+        "12 small files of a day are 3 big files now.",
+        f"Nothing to merge in {root}: past days are merged already.",
+        f"Another process is merging the files in {root}, so there is nothing to do here.",
+        f"There are no results in {root}/none yet, so there is nothing to merge.",
+    ]
+    assert not (results.root / "none").exists()
+
+
+def test_what_was_left_is_told_of(results, capsys):
+    add_many(results, 3)
+    damaged = results.rows("faces", f"{1:016x}")
+    damaged.write_bytes(b"no table")
+    os.utime(damaged, (YESTERDAY, YESTERDAY))
+    assert main(["compact", "--results", str(results.root)]) == 0
+    said = capsys.readouterr()
+    assert said.out == "8 small files of a day are 3 big files now. Left as they are: 1, see the log.\n"
+    assert said.err.startswith(f"{damaged}: this table is damaged")
+
+
+def test_as_a_flow_its_state_says_what_it_did(on_server, results):
+    add_many(results, 4)
+    state = compact_results(str(results.root), return_state=True)
+    assert (state.name, state.message) == ("Completed", "12 small files of a day are 3 big files now.")
+    run = on_server.last_run()
+    assert run["name"] == "compact: results"
+    assert run["state"]["message"] == state.message
 
 
 def test_in_a_bucket_too(bucket, tmp_path):  # noqa: F811

@@ -63,6 +63,12 @@ class Job:
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False, repr=False)
     """The claim on the video and the copy of its file."""
 
+    @contextlib.contextmanager
+    def at_hand(self) -> Iterator[Path]:
+        """The file on this machine, also if the job was planned on another."""
+        with contextlib.nullcontext(self.file) if self.file.exists() else fetched(self.source) as file:
+            yield file
+
     def close(self) -> None:
         """Give up the claim on the video and the copy of its file; it is finished or will not be."""
         self.held.close()

@@ -18,6 +18,7 @@ from ferflow.errors import FerflowError, StoppedError
 from ferflow.sources import find_videos, open_results, plan_jobs
 from ferflow.storage import place
 from flows.each_video import Stages, default_workers, process_each
+from flows.on_ray import on_ray
 from flows.run_page import Outcome, RunPage, stop_of_this_run, stopped_by
 from flows.server import find_server, result_on_server
 from models.warm import version_in_use, warm_classifier
@@ -48,6 +49,7 @@ def analyze_videos(
     settings: Settings = _DEFAULTS,
     force: bool = False,
     workers: Annotated[int, Field(ge=0)] = 0,
+    ray: str = "",
 ) -> State[Any]:
     """Find the faces in videos and tell which emotion each shows, frame by frame.
 
@@ -61,6 +63,7 @@ def analyze_videos(
         settings: What to look at and how.
         force: Do again what was done before; off leaves it as it is.
         workers: Videos at a time; 0 is half of the processors.
+        ray: Ray cluster to work on, for example ray://head:10001; leave it empty to work on this machine.
     """
     stop = stop_of_this_run()
     try:
@@ -69,11 +72,12 @@ def analyze_videos(
         version = warm_classifier(settings.model).version
         in_use = partial(version_in_use, settings.model)
         get_run_logger().info("%s, model %s, results in %s", _videos(len(videos)), version, folder.root)
-        with RunPage(len(videos), folder, stop) as page:
+        stages = Stages(analyze_video, annotate_video, summarize_video)
+        with RunPage(len(videos), folder, stop) as page, on_ray(ray, stages) as stages:
             process_each(
                 plan_jobs(videos, folder, model_version=in_use, settings=settings, force=force),
                 folder,
-                Stages(analyze_video, annotate_video, summarize_video),
+                stages,
                 settings=settings,
                 workers=workers or default_workers(),
                 listener=page,

@@ -31,18 +31,19 @@ _OPTIONS: dict[str, Any] = {
 def analyze_video(job: Job, results: Results, settings: Settings, progress: Progress | None = None) -> Path:
     """Find, follow and score every face of a video; gives the file of the faces table."""
     started = time.monotonic()
-    path = stages.analyze_video(
-        job.file,
-        results,
-        video_id=job.video_id,
-        detector=face_finder(),
-        classifier=warm_classifier(settings.model),
-        settings=settings,
-        source=job.source,
-        tag=job.tag,
-        redo=job.is_forced,
-        progress=progress,
-    )
+    with job.at_hand() as file:
+        path = stages.analyze_video(
+            file,
+            results,
+            video_id=job.video_id,
+            detector=face_finder(),
+            classifier=warm_classifier(settings.model),
+            settings=settings,
+            source=job.source,
+            tag=job.tag,
+            redo=job.is_forced,
+            progress=progress,
+        )
     faces, analysis = read_faces(path)
     _log(job, f"{analysis.info.frame_count} frames, {len(faces.track_id)} faces found", started)
     return path
@@ -55,7 +56,8 @@ def annotate_video(
 ) -> Path:
     """Draw boxes and labels on a copy of a video; gives the MP4 file."""
     started = time.monotonic()
-    path = stages.annotate_video(job.file, faces_path, results, settings=settings, progress=progress)
+    with job.at_hand() as file:
+        path = stages.annotate_video(file, faces_path, results, settings=settings, progress=progress)
     _log(job, f"annotated video of {path.stat().st_size / 1e6:.1f} MB drawn", started)
     return path
 

@@ -287,9 +287,11 @@ def parse_video(row: dict[str, Any]) -> VideoSummary:
 class KnownSource:
     """What the videos table says of a file, for who wants to know whether it is done."""
 
+    source: str
+    """The file's path or address."""
     video_id: str
     """Hash of its bytes."""
-    tag: str | None
+    source_tag: str | None
     """By what it is known again, see `storage.StoredFile`."""
     status: str
     """`done` or `failed`."""
@@ -297,27 +299,21 @@ class KnownSource:
     """The weights that scored the faces."""
     settings_hash: str
     """Names the settings that the result depends on."""
+    processed_at: datetime
+    """When the result was finished, UTC."""
 
 
-def read_known_sources(folder: Path) -> dict[str, KnownSource]:
-    """Read the whole videos table for which files are in it: by their path or address, the newest row of each.
+def read_known_sources(path: Path) -> list[KnownSource]:
+    """Read a file of the videos table for which sources are in it.
 
-    Args:
-        folder: the folder of the table.
+    Raises:
+        FileNotFoundError: there is no such file any more.
     """
-    import pyarrow.dataset as ds
-
-    columns = ["source", "video_id", "source_tag", "status", "model_version", "settings_hash", "processed_at"]
-    schema = pa.schema([VIDEOS_SCHEMA.field(name) for name in columns])
-    bucket: Any = folder
-    table = (
-        ds.dataset(folder, schema=schema, format="parquet")
-        if is_local(folder)
-        else ds.dataset(bucket.path, schema=schema, format="parquet", filesystem=bucket.fs)
-    ).to_table(columns=columns)
-    rows = table.sort_by("processed_at").to_pylist()
-    names = ("video_id", "source_tag", "status", "model_version", "settings_hash")
-    return {row["source"]: KnownSource(*(row[name] for name in names)) for row in rows}
+    names = [field.name for field in dataclasses.fields(KnownSource)]
+    with open_table(path) as file:
+        there = set(file.schema_arrow.names)
+        rows = file.read(columns=[name for name in names if name in there]).to_pylist()
+    return [KnownSource(**dict.fromkeys(names) | row) for row in rows]
 
 
 def read_text_columns(path: Path) -> dict[str, list[str]]:

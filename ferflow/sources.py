@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from ferflow.storage import (
     utf8,
 )
 
+_REQUESTS_AT_ONCE = 16
 _COLUMNS_ONLY = "columns.parquet"
 # A part of each table without rows; it is also what a results folder is known by.
 _ATTEMPTS = 5
@@ -170,7 +172,7 @@ def plan_jobs(
     claims = claims or Claims(results)
     # Those of a bucket are not all fetched again only to see that they are known.
     is_worth_it = not force and len(videos) > 1 and not all(map(is_local, videos))
-    known = known_sources(results) if is_worth_it else {}
+    known = KnownSources(results).look() if is_worth_it else {}
     seen: dict[str, Path] = {}
     for source in videos:
         version = model_version()
@@ -201,14 +203,42 @@ def plan_jobs(
             )
 
 
-def known_sources(results: Results) -> Mapping[str, KnownSource]:
-    """What the results say of each file, by its path or address as text."""
-    for _ in range(_ATTEMPTS):
-        # In a bucket files may be merged between the listing and the reading.
-        with holding_tables(results.root), contextlib.suppress(FileNotFoundError):
-            return read_known_sources(results.table("videos"))
-    with holding_tables(results.root):
-        return read_known_sources(results.table("videos"))
+class KnownSources:
+    """What the results say of each file. Asked again, it reads only what came or changed since."""
+
+    def __init__(self, results: Results) -> None:
+        """Nothing is read yet."""
+        self._results = results
+        self._files: dict[Path, tuple[str, list[KnownSource]]] = {}
+
+    def look(self) -> Mapping[str, KnownSource]:
+        """The newest row of each file, by its path or address as text.
+
+        Raises:
+            OSError: the results are not to be read.
+        """
+        for _ in range(_ATTEMPTS):
+            # In a bucket files may be merged between the listing and the reading.
+            with holding_tables(self._results.root), contextlib.suppress(FileNotFoundError):
+                return self._look()
+        with holding_tables(self._results.root):
+            return self._look()
+
+    def _look(self) -> Mapping[str, KnownSource]:
+        listed = {
+            file.path: file.tag for file in list_files(self._results.table("videos")) if file.path.suffix == ".parquet"
+        }
+        changed = [path for path, tag in listed.items() if path not in self._files or self._files[path][0] != tag]
+        with ThreadPoolExecutor(1 if is_local(self._results.root) else _REQUESTS_AT_ONCE) as pool:
+            read = dict(zip(changed, pool.map(read_known_sources, changed), strict=True))
+        self._files = {
+            path: (tag, read[path] if path in read else self._files[path][1]) for path, tag in listed.items()
+        }
+        known: dict[str, KnownSource] = {}
+        for row in (row for _, rows in self._files.values() for row in rows):
+            if row.source not in known or known[row.source].processed_at <= row.processed_at:
+                known[row.source] = row
+        return known
 
 
 def _identify(
@@ -218,7 +248,7 @@ def _identify(
     try:
         tag = stat_file(source).tag
         before = known.get(utf8(str(source)))
-        if before is not None and before.tag == tag:
+        if before is not None and before.source_tag == tag:
             return before.video_id, source, tag
         file = held.enter_context(fetched(source))
         video_id = content_id(file)

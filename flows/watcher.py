@@ -15,7 +15,7 @@ from ferflow.cut_off import ends_early
 from ferflow.errors import ConfigError, FerflowError, StoppedError
 from ferflow.inbox import Inbox
 from ferflow.rows import KnownSource
-from ferflow.sources import is_listed, known_sources, list_videos, open_results
+from ferflow.sources import KnownSources, is_listed, list_videos, open_results
 from ferflow.storage import StoredFile, absolute, content_id, is_local, place, reach, stat_file, utf8
 from ferflow.watch_settings import WatchSettings
 from flows.folder_events import FolderEvents
@@ -95,6 +95,7 @@ class Watcher:
             if any(is_local(folder) != is_local(source) for folder in self._aside(source)):
                 raise ConfigError(f"{source}: its videos cannot be moved between a bucket and a folder.")
         self._results = open_results(place(settings.results))
+        self._known_sources = KnownSources(self._results)
         self._inbox = Inbox(
             settle_seconds=settings.settle_seconds,
             second_look_seconds=settings.second_look_seconds,
@@ -231,7 +232,7 @@ class Watcher:
             unfinished = self._runs.unfinished()
             ended = [file for file in in_work if unfinished is not None and str(file.path) not in unfinished]
             if ended:
-                known = _Known.of(known_sources(self._results), self._is_current)
+                known = _Known.of(self._known_sources.look(), self._is_current)
                 fates = {
                     str(file.path): known.fate(file) or _fate_by_content(file, known.alike(file)) for file in ended
                 }
@@ -316,7 +317,7 @@ class Watcher:
                 self._is_outdated = True
         if not self._is_outdated:
             return None
-        known = _Known.of(known_sources(self._results), self._is_current)
+        known = _Known.of(self._known_sources.look(), self._is_current)
         self._is_outdated = False
         self._perhaps_known.clear()
         return known
@@ -355,16 +356,16 @@ class _Known:
 
     @classmethod
     def of(cls, sources: Mapping[str, KnownSource], is_current: Callable[[KnownSource], bool]) -> "_Known":
-        by_path = {path: known for path, known in sources.items() if known.tag is not None and is_current(known)}
+        by_path = {path: known for path, known in sources.items() if known.source_tag is not None and is_current(known)}
         by_length: dict[str, dict[str, Fate]] = {}
         for known in by_path.values():
-            by_length.setdefault(_length(known.tag), {})[known.video_id] = _fate(known)
-        return cls(by_path, {known.tag or "": _fate(known) for known in by_path.values()}, by_length)
+            by_length.setdefault(_length(known.source_tag), {})[known.video_id] = _fate(known)
+        return cls(by_path, {known.source_tag or "": _fate(known) for known in by_path.values()}, by_length)
 
     def fate(self, file: StoredFile) -> Fate | None:
         """What became of a file, as far as that is known without reading it."""
         known = self.by_path.get(utf8(str(file.path)))
-        if known is not None and known.tag == file.tag:
+        if known is not None and known.source_tag == file.tag:
             return _fate(known)
         # A bucket's tag is made of the bytes.
         return None if is_local(file.path) else self.by_tag.get(file.tag)

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from ferflow.config import Settings
-from ferflow.sources import find_videos, known_sources, open_results, plan_jobs
+from ferflow.rows import KnownSource, read_known_sources
+from ferflow.sources import KnownSources, find_videos, open_results, plan_jobs
 from ferflow.storage import list_files
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +73,7 @@ def test_what_is_known_is_not_fetched_again(inbox, bucket, tmp_path_factory, mon
     analyze(inbox, bucket / "results", tmp_path_factory.mktemp("scratch"))
     results = open_results(bucket / "results")
     videos = find_videos([inbox])
-    version = next(iter(known_sources(results).values())).model_version
+    version = next(iter(KnownSources(results).look().values())).model_version
 
     def fetched_files() -> list[str]:
         jobs = list(plan_jobs(videos, results, model_version=lambda: version, settings=Settings()))
@@ -84,3 +85,29 @@ def test_what_is_known_is_not_fetched_again(inbox, bucket, tmp_path_factory, mon
     (inbox / "die Straße #1?.mp4").write_bytes((inbox / "talk.mp4").read_bytes())
     assert fetched_files() == ["die Straße #1?.mp4", "talk.mp4"]
     assert not list(Path(tempfile.gettempdir()).glob("ferflow-scratch/*/*/*.mp4"))
+
+
+def test_what_was_read_of_the_results_is_not_read_again(inbox, bucket, tmp_path_factory, monkeypatch):
+    analyze(inbox, bucket / "results", tmp_path_factory.mktemp("scratch"))
+    read: list[str] = []
+
+    def counted(path: Path) -> list[KnownSource]:
+        read.append(path.name)
+        return read_known_sources(path)
+
+    monkeypatch.setattr("ferflow.sources.read_known_sources", counted)
+    results = open_results(bucket / "results")
+    known = KnownSources(results)
+    first = known.look()
+    assert {Path(source).name: row.status for source, row in first.items()} == {
+        "again.mp4": "done",
+        "cut off.mp4": "failed",
+        "die Straße #1?.mp4": "done",
+    }
+    assert len(read) == 4
+    assert known.look() == first
+    assert len(read) == 4
+    gone = first[f"{inbox}/again.mp4"].video_id
+    results.rows("videos", gone).unlink()
+    assert known.look().keys() == first.keys() - {f"{inbox}/again.mp4"}
+    assert len(read) == 4

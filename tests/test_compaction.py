@@ -455,7 +455,7 @@ READER = """
 
 def test_no_reader_ever_counts_wrong_while_videos_are_added_and_merged(results):
     """Rows of the videos table only become more: who reads fewer than before, or one twice, is told something wrong."""
-    add_many(results, 60)
+    added = add_many(results, 60)
     code = program(results, READER)
     readers = [
         subprocess.Popen(
@@ -466,15 +466,18 @@ def test_no_reader_ever_counts_wrong_while_videos_are_added_and_merged(results):
     for reader in readers:
         assert reader.stdout.readline() == "ready\n"
 
-    def write(first: int) -> None:
-        for index in range(first, first + 20):
-            add(results, f"{index:016x}")
-
     for turn in range(2):
-        writers = [threading.Thread(target=write, args=[1000 * (1 + turn) + 100 * number]) for number in range(2)]
+        merging = threading.Event()
+
+        def write(number: int, is_over=merging.is_set) -> None:
+            while not is_over():
+                added.append(add(results, f"{number:08x}{len(added):08x}"))
+
+        writers = [threading.Thread(target=write, args=[10 * (turn + 1) + number]) for number in range(2)]
         for writer in writers:
             writer.start()
         compact(results)
+        merging.set()
         for writer in writers:
             writer.join()
         take_out(results, f"{turn:016x}")
@@ -484,8 +487,59 @@ def test_no_reader_ever_counts_wrong_while_videos_are_added_and_merged(results):
         said, _ = reader.communicate(timeout=60)
         assert reader.returncode == 0, said
         counted, reads, _ = map(int, said.split())
-        assert (counted, reads > 3) == (140, True)
-    assert len(pd.read_parquet(results.table("videos"))) == 140
+        assert (counted, reads > 3) == (len(added), True)
+    assert sorted(pd.read_parquet(results.table("videos")).video_id) == sorted(added)
+
+
+LISTER = """
+    import os, sys
+    print("ready", flush=True)
+    while not os.path.exists(sys.argv[2]):
+        names = os.listdir(sys.argv[1])
+        small = [name for name in names if name[0] == "0"]
+        big = [name for name in names if name.startswith("compact-")]
+        assert (len(small), len(big)) in [(150, 0), (0, 1)], f"{len(small)} small files beside {len(big)} big ones"
+"""
+
+
+def test_a_list_of_a_table_shows_the_small_files_or_the_big_one(results):
+    add_many(results, 150)
+    stop = results.root / "stop"
+    lister = subprocess.Popen(
+        [sys.executable, "-c", program(results, LISTER), str(results.table("segments")), str(stop)],
+        stdout=subprocess.PIPE,
+    )
+    lister.stdout.readline()
+    compact(results)
+    take_out(results, "0" * 16)
+    stop.touch()
+    lister.communicate()
+    assert lister.returncode == 0
+
+
+def test_who_takes_a_video_out_waits_until_merging_has_ended(results):
+    add_many(results, 3)
+    compact(results)
+    taking = threading.Thread(target=take_out, args=[results, f"{1:016x}"])
+    with Claims(results).hold("compact-results"):
+        taking.start()
+        taking.join(0.5)
+        assert taking.is_alive()
+        assert list_big(results.table("faces"))
+    taking.join()
+    assert not list_big(results.table("faces"))
+
+
+def test_nobody_else_merges_while_a_day_is_merged(results, monkeypatch):
+    add_many(results, 3)
+    read = compaction.read_part
+
+    def read_and_look(file, table, content):
+        assert compact(results) is None
+        return read(file, table, content)
+
+    monkeypatch.setattr(compaction, "read_part", read_and_look)
+    assert compact(results) == Compacted(9, 3, 1)
 
 
 @pytest.fixture

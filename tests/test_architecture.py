@@ -28,6 +28,7 @@ ORCHESTRATED = {
     "flows/analyze_videos.py",
     "flows/compact_results.py",
     "flows/retrain_emotion_model.py",
+    "flows/run_page.py",
     "flows/train_emotion_model.py",
     "flows/watch_inbox.py",
     "flows/watch_labelled.py",

@@ -113,7 +113,8 @@ def test_an_interrupted_run_leaves_nothing_half_done_and_goes_on_later(make_vide
     command = [sys.executable, "-m", "flows.cli", "analyze", str(long), "--results", str(results), "--no-prefect"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list((results / ".parts").glob("*")) and time.monotonic() < deadline:
+    columns, parts = results / "segments" / "columns.parquet", results / ".parts"
+    while not (columns.exists() and list(parts.glob("*/.*.part"))) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)

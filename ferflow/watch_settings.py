@@ -39,6 +39,8 @@ class WatchSettings(BaseModel):
     """Analyse again what was analysed with another model, or with other settings than those below."""
     deployment: str = ""
     """Analyse on the workers of a Prefect deployment, such as analyze-videos/analyze-videos; empty: in this process."""
+    ray: str = ""
+    """Carry the analysis out on a Ray cluster, such as ray://head:10001 (`uv sync --extra ray`); empty: not."""
     settings: Settings = load_settings(None)
     """The settings of the analysis, as in default.toml."""
 

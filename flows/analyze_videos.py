@@ -110,6 +110,7 @@ def analyze_as_deployed(
     settings: Settings,
     force: bool = False,
     workers: int = 0,
+    ray: str = "",
     stop: threading.Event | None = None,
 ) -> list[Outcome]:
     """Run the flow in this process, as a run of its deployment, and give what became of each video.
@@ -123,6 +124,7 @@ def analyze_as_deployed(
         settings: what to look at and how.
         force: do again what has been done.
         workers: videos at a time; 0 for half of the processors.
+        ray: address of a Ray cluster to work on; empty for this machine.
         stop: once it is set, by another thread, the run ends as cancelled within a frame.
 
     Raises:
@@ -137,6 +139,7 @@ def analyze_as_deployed(
         "settings": settings.model_dump(mode="json"),
         "force": force,
         "workers": workers,
+        "ray": ray,
     }
     with get_client(sync_client=True) as client:
         try:

@@ -130,8 +130,14 @@ class FlowRuns(PlainRuns):
         self._stop_of_run = threading.Event()
         if self._stop.is_set():
             self._stop_of_run.set()
-        settings, workers = self._settings.settings, self._settings.workers
-        return analyze_as_deployed(sources, results, settings=settings, workers=workers, stop=self._stop_of_run)
+        return analyze_as_deployed(
+            sources,
+            results,
+            settings=self._settings.settings,
+            workers=self._settings.workers,
+            ray=self._settings.ray,
+            stop=self._stop_of_run,
+        )
 
 
 class Subflows(FlowRuns):
@@ -171,6 +177,7 @@ class DeploymentRuns:
                 "sources": sources,
                 "results": str(absolute(place(self._settings.results))),
                 "settings": self._settings.settings.model_dump(),
+                "ray": self._settings.ray,
                 "workers": self._settings.workers,
             }
             run_deployment(self._settings.deployment, parameters=parameters, timeout=0)

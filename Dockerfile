@@ -1,6 +1,6 @@
 # Python packages exactly as locked, then only what runs: CPU, no root, models inside.
 FROM python:3.11-slim-bookworm AS build
-RUN pip install --no-cache-dir uv
+RUN pip install --no-cache-dir uv==0.13.9
 WORKDIR /app
 ENV UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 COPY pyproject.toml uv.lock ./
@@ -12,19 +12,24 @@ COPY training training
 COPY tasks tasks
 COPY flows flows
 COPY configs configs
-RUN uv sync --locked --no-dev --no-cache
-RUN FERFLOW_CACHE=/app/cache .venv/bin/python -m models.detector_weights
+COPY prefect.yaml ./
+RUN uv sync --locked --no-dev --no-cache \
+    && FERFLOW_CACHE=/app/cache .venv/bin/python -m models.detector_weights
 
 FROM python:3.11-slim-bookworm
-# MediaPipe opens no window, but does not start without these two.
+# MediaPipe opens no window, but does not start without these two. Debian keeps no older version to pin.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libegl1 libgles2 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home ferflow \
-    && install --directory --owner ferflow /results
+    && install --directory --owner ferflow /inbox /results /models
 COPY --from=build /app /app
-# Matplotlib, which MediaPipe imports, wants to write somewhere under whatever user the container is run.
-ENV PATH=/app/.venv/bin:$PATH FERFLOW_CACHE=/app/cache MPLCONFIGDIR=/tmp PYTHONUNBUFFERED=1
+# Matplotlib, which MediaPipe imports, and Prefect want to write somewhere under whatever user the container is run.
+ENV PATH=/app/.venv/bin:$PATH FERFLOW_CACHE=/app/cache FERFLOW_MODELS=/models \
+    MPLCONFIGDIR=/tmp PREFECT_HOME=/tmp/prefect PYTHONUNBUFFERED=1
+# Of what it does is known best where it is told to (compose.yaml); this says that the models are there and load.
+HEALTHCHECK --interval=5m --timeout=60s CMD ["ferflow", "models", "list"]
 USER 10001
 WORKDIR /results
 ENTRYPOINT ["ferflow"]

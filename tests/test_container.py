@@ -1,0 +1,70 @@
+"""What the container files say, as their own tools read it; building and running them needs an engine."""
+
+import os
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ferflow.watch_settings import load_watch_settings
+
+ROOT = Path(__file__).parents[1]
+PASSWORDS = {"FERFLOW_PASSWORD": "a", "POSTGRES_PASSWORD": "b"}
+
+
+def compose(**environment: str) -> subprocess.CompletedProcess[str]:
+    found = shutil.which("docker-compose")
+    if found is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(
+            "no docker-compose: `sudo apt-get install docker-compose`"
+        )
+    keep = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+    return subprocess.run([found, "-f", "compose.yaml", "config"], cwd=ROOT, env=keep | environment, **PIPES)
+
+
+PIPES = {"capture_output": True, "text": True, "check": False}
+
+
+def test_without_passwords_nothing_starts():
+    for name in PASSWORDS:
+        refused = compose(**{other: value for other, value in PASSWORDS.items() if other != name})
+        assert refused.returncode != 0
+        assert "put a password into .env" in refused.stderr
+
+
+def test_only_this_machine_reaches_the_page_and_nobody_runs_as_root():
+    done = compose(**PASSWORDS)
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    assert [port for service in services.values() for port in service.get("ports", [])] == ["127.0.0.1:4200:4200/tcp"]
+    ours = {name: service for name, service in services.items() if name != "database"}
+    assert ours.keys() == {"server", "deployments", "watch", "worker"}
+    assert {service["user"] for service in ours.values()} == {"10001"}
+    assert all(service["read_only"] for service in ours.values())
+    assert all(service["environment"]["PREFECT_API_AUTH_STRING"] == "admin:a" for service in ours.values())
+    assert services["server"]["environment"]["PREFECT_SERVER_API_AUTH_STRING"] == "admin:a"
+
+
+def test_the_watch_of_the_containers_is_one_that_loads():
+    settings = load_watch_settings(ROOT / "configs" / "compose.toml")
+    assert (settings.sources, settings.results) == (["/inbox"], "/results")
+    assert settings.deployment == "analyze-videos/analyze-videos"
+
+
+def test_the_image_holds_what_is_installed_and_what_is_deployed():
+    copied = {line.split()[1] for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("COPY ")}
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {*packages["packages"], "prefect.yaml"} <= copied
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert {name for name in copied if not name.startswith("--")} <= let_in
+
+
+def test_the_dockerfile_is_written_as_its_checker_wants_it():
+    found = shutil.which("hadolint") or shutil.which("hadolint", path=str(ROOT / ".venv" / "bin"))
+    if found is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no hadolint: `uv sync` brings it")
+    done = subprocess.run([found, "Dockerfile"], cwd=ROOT, **PIPES)
+    assert done.returncode == 0, done.stdout

@@ -94,16 +94,16 @@ class Reconciler:
     def _bury(self, client: "SyncPrefectClient") -> Iterator[str]:
         from prefect.states import Cancelled, Crashed
 
-        before, self._last_signs = self._last_signs, {}
+        last_signs: dict[UUID, tuple[object, float]] = {}
         for run in _runs(client, FLOWS, ["RUNNING", "PENDING", "CANCELLING"]):
             now = time.monotonic()
             sign, since = _last_sign(client, run), now
-            if run.id in before and before[run.id][0] == sign:
-                since = before[run.id][1]
+            if run.id in self._last_signs and self._last_signs[run.id][0] == sign:
+                since = self._last_signs[run.id][1]
             assert run.state is not None
             patience = self._pending_seconds if run.state.is_pending() else self._silent_seconds
             if now - since < patience:
-                self._last_signs[run.id] = sign, since
+                last_signs[run.id] = sign, since
                 continue
             if run.state.is_cancelling():
                 message = "Cancelled. Nobody was carrying it out any more."
@@ -116,6 +116,7 @@ class Reconciler:
                 client.set_flow_run_state(run.id, Crashed(message=message))
             _bury_tasks(client, run)
             yield f"{run.name}: {message}"
+        self._last_signs = last_signs
 
     def _begin_again(self, client: "SyncPrefectClient") -> Iterator[str]:
         from prefect.states import AwaitingRetry

@@ -157,6 +157,8 @@ def test_a_retry_goes_on_with_the_stage_at_which_the_run_was_cancelled(serving, 
 
 
 def test_a_process_runs_the_deployment_itself(serving, on_server, inbox, tmp_path):
+    from prefect import get_client
+
     outcomes = analyze_as_deployed([str(inbox / "a short.mp4")], str(tmp_path), settings=Settings())
     ((job, summary),) = outcomes
     assert (job.source.name, summary.status) == ("a short.mp4", "done")
@@ -166,6 +168,10 @@ def test_a_process_runs_the_deployment_itself(serving, on_server, inbox, tmp_pat
     assert {AUTOMATIC, "videos"} <= set(run["tags"])
     assert (run["name"], run["state_name"]) == ("analyze 1 video: a short.mp4", "Completed")
     assert (run["run_count"], run["infrastructure_pid"]) == (1, None)
+    with get_client(sync_client=True) as client:
+        states = [state.type.value for state in client.read_flow_run_states(run["id"])]
+    # Never scheduled: else the serving process might take it.
+    assert sorted(states) == ["COMPLETED", "PENDING", "RUNNING"]
 
 
 def test_without_a_deployment_it_is_a_run_like_any_other(on_server, inbox, tmp_path, monkeypatch):

@@ -53,6 +53,8 @@ _TABLES = ("segments", "faces", "videos")
 _SMALL_BYTES = 16_000_000
 _READ_AT_ONCE = 8
 # A bucket answers many at once; together no more than 128 MB.
+_SINGLY_TO_DISK = 20
+# Files; for more of them it is quicker to have the machine write all that it still keeps.
 _LOOK_SECONDS = 0.1
 _LISTING_SECONDS = 10.0
 # A folder that was swapped out is kept so long, for who is in the middle of listing it.
@@ -315,9 +317,12 @@ def _exchange_files(
     Returns:
         Whether it was done.
     """
-    for path in add:
-        _to_disk(path)
     if is_local(results.root):
+        if len(add) > _SINGLY_TO_DISK:
+            os.sync()
+        else:
+            for path in add:
+                _to_disk(path)
         try:
             return _exchange_folder(results, table, add, set(remove), is_right)
         except ImportError:

@@ -37,7 +37,7 @@ from ferflow.storage import Results, StoredFile, holding_tables, is_local
 PREFIX = "compact-"
 """How the names of big files begin."""
 
-MOST_VIDEOS = 1000
+MOST_VIDEOS = 500
 """In one big file: as many are written anew where one of them is taken out."""
 
 _CONTENTS_KEY, _ANALYSES_KEY = b"ferflow.merged", b"ferflow.analyses"
@@ -149,7 +149,7 @@ def write_part(path: Path, part: Part) -> None:
 
 
 def write_big(table: str, parts: Iterator[Part], new_path: Callable[[], Path]) -> Iterator[tuple[Path, list[Entry]]]:
-    """Write videos' rows into as few files as keep below 256 MB and 1,000 videos; memory does not grow with them.
+    """Write videos' rows into as few files as keep below 256 MB and 500 videos; memory does not grow with them.
 
     Args:
         table: name of the table.

@@ -1,4 +1,4 @@
-"""scored faces <-> Parquet: the tables' schemas; the only Parquet code."""
+"""scored faces <-> Parquet: the schemas of the tables, and one video's file of each"""
 
 import dataclasses
 import json

@@ -344,7 +344,7 @@ def test_a_big_file_holds_no_more_videos_than_can_be_taken_apart_in_seconds(resu
     assert same(all_rows(results), before)
     sizes = [len(read_entries(path)) for path in list_big(results.table("faces"))]
     assert sorted(sizes) == [2, 4, 4]
-    assert MOST_VIDEOS == 1000
+    assert MOST_VIDEOS == 500
 
 
 def test_rows_are_in_groups_that_a_reader_can_skip(results, monkeypatch):

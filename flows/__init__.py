@@ -7,8 +7,7 @@ import os
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
-# What ferflow logs within a run is among the run's logs; what it logs outside of one is nobody's.
-os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "ferflow")
+# What ferflow logs outside of a run goes to no run.
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 # By its heartbeat a run is known to be alive, see flows/reconcile.py; Prefect takes no shorter time between two.
 os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")

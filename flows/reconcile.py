@@ -13,7 +13,8 @@ from ferflow.claims import claim_lasts_seconds
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
+    from prefect.events import ReceivedEvent
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,12 @@ _RESUMED = ("analyze-videos",)
 _RESUMED_WITHIN = timedelta(days=1)
 # A run that crashed longer ago, nobody waits for.
 _SILENT_SECONDS = 120.0
-# Four heartbeats; the package `flows` asks Prefect for one every 30 seconds.
-_PENDING_SECONDS = 600.0
+# Four heartbeats, where the package `flows` could ask Prefect for one every 30 seconds.
+_HEARTBEAT_SECONDS = 180.0
+# Prefect's own step, in processes that loaded Prefect first, as a worker's do.
+_HEARTBEATS = 2.5
+# One may be lost and the next be late.
+_BEGINNING_SECONDS = 600.0
 # Whoever took the run is starting the process that sends the first heartbeat, or waits for a machine.
 _ATTEMPTS = 3
 _RUNS_AT_ONCE = 200
@@ -51,20 +56,23 @@ class Reconciler:
         self,
         *,
         silent_seconds: float = _SILENT_SECONDS,
-        pending_seconds: float = _PENDING_SECONDS,
+        heartbeat_seconds: float = _HEARTBEAT_SECONDS,
+        beginning_seconds: float = _BEGINNING_SECONDS,
         attempts: int = _ATTEMPTS,
         claim_seconds: float | None = None,
     ) -> None:
         """Nothing has been seen yet.
 
         Args:
-            silent_seconds: a run that says nothing for so long is dead.
-            pending_seconds: the same for one that is about to begin.
+            silent_seconds: a run that says nothing for so long is dead, unless its heartbeats are rarer.
+            heartbeat_seconds: so far apart they are, as long as fewer than two were heard.
+            beginning_seconds: a run that has said nothing yet is dead after this time.
             attempts: so often is a run begun, the first time included.
             claim_seconds: so long after its end a run may still hold its videos; as long as a claim lasts if left out.
         """
         self._silent_seconds = silent_seconds
-        self._pending_seconds = pending_seconds
+        self._heartbeat_seconds = heartbeat_seconds
+        self._beginning_seconds = beginning_seconds
         self._attempts = attempts
         self._claim = timedelta(seconds=claim_lasts_seconds() if claim_seconds is None else claim_seconds)
         self._last_signs: dict[UUID, tuple[object, float]] = {}
@@ -97,12 +105,12 @@ class Reconciler:
         last_signs: dict[UUID, tuple[object, float]] = {}
         for run in _runs(client, FLOWS, ["RUNNING", "PENDING", "CANCELLING"]):
             now = time.monotonic()
-            sign, since = _last_sign(client, run), now
+            beats = _heartbeats(client, run)
+            sign, since = (run.state_id, beats[0].id if beats else None), now
             if run.id in self._last_signs and self._last_signs[run.id][0] == sign:
                 since = self._last_signs[run.id][1]
             assert run.state is not None
-            patience = self._pending_seconds if run.state.is_pending() else self._silent_seconds
-            if now - since < patience:
+            if now - since < self._patience(run.state, beats):
                 last_signs[run.id] = sign, since
                 continue
             if run.state.is_cancelling():
@@ -117,6 +125,14 @@ class Reconciler:
             _bury_tasks(client, run)
             yield f"{run.name}: {message}"
         self._last_signs = last_signs
+
+    def _patience(self, state: "State", beats: "Sequence[ReceivedEvent]") -> float:
+        if state.is_pending() or not beats:
+            return self._beginning_seconds
+        apart = self._heartbeat_seconds
+        if len(beats) > 1:
+            apart = (beats[0].occurred - beats[1].occurred).total_seconds()
+        return max(self._silent_seconds, _HEARTBEATS * apart)
 
     def _begin_again(self, client: "SyncPrefectClient") -> Iterator[str]:
         from prefect.states import AwaitingRetry
@@ -156,7 +172,11 @@ def reconcile_runs() -> list[str]:
 
 @functools.cache
 def _own_reconciler() -> Reconciler:
-    return Reconciler(silent_seconds=float(os.environ.get("FERFLOW_SILENT_SECONDS", _SILENT_SECONDS)))
+    chosen = os.environ.get("FERFLOW_SILENT_SECONDS")
+    if chosen is None:
+        return Reconciler()
+    # Whoever chooses it knows how often the runs' processes send a heartbeat.
+    return Reconciler(silent_seconds=float(chosen), heartbeat_seconds=float(chosen) / _HEARTBEATS)
 
 
 def _runs(
@@ -183,15 +203,17 @@ def _runs(
             return iter(found)
 
 
-def _last_sign(client: "SyncPrefectClient", run: "FlowRun") -> object:
-    """What was last heard of a run: differs from before if there was anything."""
-    from prefect.events.filters import EventFilter, EventResourceFilter
+def _heartbeats(client: "SyncPrefectClient", run: "FlowRun") -> "Sequence[ReceivedEvent]":
+    """The last two of a run, the newest first."""
+    from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 
-    this = EventFilter(resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]))
+    those = EventFilter(
+        event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
+        resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
+    )
     # Clocks differ: one that is ahead is heard, too.
-    this.occurred.until = datetime.now(UTC) + timedelta(days=1)  # type: ignore[assignment]
-    events = client.read_events(this, limit=1).events
-    return run.state_id, events[0].id if events else None
+    those.occurred.until = datetime.now(UTC) + timedelta(days=1)  # type: ignore[assignment]
+    return client.read_events(those, limit=2).events
 
 
 def _bury_tasks(client: "SyncPrefectClient", run: "FlowRun") -> None:

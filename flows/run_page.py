@@ -22,6 +22,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import State, StateType
+from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
@@ -241,8 +242,10 @@ class RunPage:
 
 
 def _let_ferflow_speak() -> None:
-    """Let what ferflow itself logs be among the run's logs; the package `flows` asks Prefect to listen."""
+    """Let what ferflow itself logs be among the run's logs."""
     logger = logging.getLogger("ferflow")
+    if not any(isinstance(handler, APILogHandler) for handler in logger.handlers):
+        logger.addHandler(APILogHandler())
     if logger.getEffectiveLevel() > logging.INFO:
         logger.setLevel(logging.INFO)
 

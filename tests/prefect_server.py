@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,8 +42,16 @@ class Server:
         request = urllib.request.Request(
             f"{self.url}/{path}", json.dumps(question).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return json.load(response)
+        for is_last in (False, False, True):
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    return json.load(response)
+            except urllib.error.HTTPError as error:
+                # Its database is locked for a moment; Prefect's own clients ask again, too.
+                if is_last or error.code != 503:
+                    raise
+                time.sleep(1)
+        return None
 
     def task_runs(self, flow_run_id: str) -> dict[str, Any]:
         runs = self.ask("task_runs/filter", flow_runs={"id": {"any_": [flow_run_id]}})

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ SILENT_SECONDS = 3.0
 
 @pytest.fixture
 def reconciler() -> Reconciler:
-    return Reconciler(silent_seconds=SILENT_SECONDS, pending_seconds=4 * SILENT_SECONDS, claim_seconds=0)
+    return Reconciler(
+        silent_seconds=SILENT_SECONDS, heartbeat_seconds=1, beginning_seconds=4 * SILENT_SECONDS, claim_seconds=0
+    )
 
 
 @pytest.fixture
@@ -46,11 +48,22 @@ def deployment(on_server: Server) -> Iterator[str]:
 
 
 def make_run(server: Server, deployment: str, *states: str, tags: tuple[str, ...] = ()) -> str:
-    """A run that went through these states, and whose process says nothing."""
+    """A run that went through these states, and whose process said once that it lives, if it ran."""
     run = server.ask(f"deployments/{deployment}/create_flow_run", tags=tags, parameters={"sources": ["inbox"]})
     for name in states:
         put(server, run["id"], name)
+        if name == "RUNNING":
+            beat(run["id"])
     return run["id"]
+
+
+def beat(run_id: str, *, seconds_ago: float = 0) -> None:
+    """Say that a run lives, as Prefect's engine does."""
+    from prefect.events import emit_event
+
+    occurred = datetime.now(UTC) - timedelta(seconds=seconds_ago)
+    resource = {"prefect.resource.id": f"prefect.flow-run.{run_id}"}
+    emit_event("prefect.flow-run.heartbeat", resource, occurred=occurred)
 
 
 def put(server: Server, run_id: str, name: str) -> None:
@@ -72,14 +85,22 @@ def test_a_silent_run_has_crashed_and_is_begun_again(deployment, on_server, reco
 
 
 def test_a_run_that_says_something_is_left_alone(deployment, on_server):
-    from prefect.events import emit_event
-
     # Longer than the server takes to write an event down.
-    reconciler = Reconciler(silent_seconds=8)
+    reconciler = Reconciler(silent_seconds=8, heartbeat_seconds=1, beginning_seconds=8)
     run_id = make_run(on_server, deployment, "RUNNING")
     until = time.monotonic() + 18
     while time.monotonic() < until:
-        emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{run_id}"})
+        beat(run_id)
+        assert reconciler.look() == []
+        time.sleep(0.2)
+    assert state(on_server, run_id)["type"] == "RUNNING"
+
+
+def test_a_run_whose_heartbeats_are_rare_is_given_more_time(deployment, on_server, reconciler):
+    run_id = make_run(on_server, deployment, "RUNNING")
+    beat(run_id, seconds_ago=180)
+    until = time.monotonic() + 5 * SILENT_SECONDS
+    while time.monotonic() < until:
         assert reconciler.look() == []
         time.sleep(0.2)
     assert state(on_server, run_id)["type"] == "RUNNING"
@@ -237,7 +258,6 @@ def test_the_automations_are_made_once(on_server):
 
 def test_the_automation_says_of_a_dead_run_that_it_has_crashed(deployment, on_server):
     from prefect import get_client
-    from prefect.events import emit_event
 
     shipped = _dead_runs()
     quick = shipped.model_copy(
@@ -247,8 +267,6 @@ def test_the_automation_says_of_a_dead_run_that_it_has_crashed(deployment, on_se
         automation = client.create_automation(quick)
     try:
         dead, ended = (make_run(on_server, deployment, "RUNNING", tags=(AUTOMATIC,)) for _ in range(2))
-        for run_id in (dead, ended):
-            emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{run_id}"})
         time.sleep(2)
         on_server.ask(
             f"flow_runs/{ended}/set_state", state={"type": "COMPLETED", "name": "Completed with 1 failed video"}

@@ -30,7 +30,7 @@ def test_its_options_exist(capsys):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         offered |= set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
-    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(r"(docker|python -m|prefect) .*", "", README)))
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", re.sub(r"(docker|python -m|prefect|uv sync) .*", "", README)))
     assert {"--force", "--watch"} <= named <= offered
 
 

@@ -29,12 +29,19 @@ DEPLOYMENT = "analyze-videos/analyze-videos"
 AUTOMATIC = "automatic"
 """Tag of a run that a process began by itself, and begins anew by itself if it does not end well."""
 
+_NAMED = 3
+# More files than that are named by their folder.
+
 _DEFAULTS = load_settings(None)
 
 
 def _name_run() -> str:
     sources = [place(source) for source in flow_run.parameters["sources"]]
-    names = ", ".join(source.name for source in sources[:3]) + (", ..." if len(sources) > 3 else "")
+    folders = {source.parent for source in sources}
+    if len(sources) > _NAMED and len(folders) == 1:
+        names = folders.pop().name
+    else:
+        names = ", ".join(source.name for source in sources[:_NAMED]) + (", ..." if len(sources) > _NAMED else "")
     try:
         count = len(find_videos(sources))
     except FerflowError:

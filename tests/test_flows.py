@@ -341,6 +341,7 @@ def test_the_form_explains_every_field():
         "settings": Settings().model_dump(),
         "force": False,
         "workers": 0,
+        "ray": "",
     } | {f"settings.{name}": value for name, value in Settings().model_dump().items()}
 
 

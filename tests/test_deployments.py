@@ -112,7 +112,10 @@ def test_prefect_yaml_says_the_same():
             "description": offer.description,
             "tags": [*offer.tags],
             "parameters": dict(offer.parameters),
-            "work_pool": {"name": "ferflow"},
+            "work_pool": {
+                "name": "ferflow",
+                "job_variables": {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}},
+            },
         }
         if offer.cron:
             table["schedules"] = [{"slug": "nightly", "cron": offer.cron, "active": offer.is_scheduled}]

@@ -23,11 +23,12 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends libegl1 libgles2 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --create-home ferflow \
-    && install --directory --owner ferflow /inbox /results /models
+    && install --directory --owner ferflow /inbox /results /data
 COPY --from=build /app /app
-# Matplotlib, which MediaPipe imports, and Prefect want to write somewhere under whatever user the container is run.
-ENV PATH=/app/.venv/bin:$PATH FERFLOW_CACHE=/app/cache FERFLOW_MODELS=/models \
-    MPLCONFIGDIR=/tmp PREFECT_HOME=/tmp/prefect PYTHONUNBUFFERED=1
+# Matplotlib, which MediaPipe imports, and Prefect want to write somewhere under whatever user the container is run; a
+# server that cannot write its page's files beside its own code serves no page.
+ENV PATH=/app/.venv/bin:$PATH FERFLOW_CACHE=/app/cache FERFLOW_MODELS=/data/models \
+    MPLCONFIGDIR=/tmp PREFECT_HOME=/tmp/prefect PREFECT_UI_STATIC_DIRECTORY=/tmp/prefect/page PYTHONUNBUFFERED=1
 # Of what it does is known best where it is told to (compose.yaml); this says that the models are there and load.
 HEALTHCHECK --interval=5m --timeout=60s CMD ["ferflow", "models", "list"]
 USER 10001

@@ -48,6 +48,27 @@ def test_only_this_machine_reaches_the_page_and_nobody_runs_as_root():
     assert services["server"]["environment"]["PREFECT_SERVER_API_AUTH_STRING"] == "admin:a"
 
 
+def test_no_container_writes_into_the_code():
+    done = compose(**PASSWORDS)
+    mounted = {
+        Path(volume.split(":")[0]).resolve()
+        for service in yaml.safe_load(done.stdout)["services"].values()
+        for volume in service.get("volumes", [])
+        if volume.startswith(("/", "."))
+    }
+    assert mounted == {ROOT / "inbox", ROOT / "results", ROOT / "data"}
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"/inbox/", "/results/", "/data/", "/.env"} <= set(ignored)
+
+
+def test_what_prefect_writes_beside_its_code_is_written_where_it_may():
+    """In an image whose code nobody may change, a server without a place for its page's files serves no page."""
+    words = (ROOT / "Dockerfile").read_text().split()
+    written = dict(word.split("=", 1) for word in words if word.startswith(("PREFECT_", "MPLCONFIGDIR")))
+    assert written.keys() >= {"PREFECT_HOME", "PREFECT_UI_STATIC_DIRECTORY", "MPLCONFIGDIR"}
+    assert all(place.startswith("/tmp") for place in written.values())
+
+
 def test_the_watch_of_the_containers_is_one_that_loads():
     settings = load_watch_settings(ROOT / "configs" / "compose.toml")
     assert (settings.sources, settings.results) == (["/inbox"], "/results")

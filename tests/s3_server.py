@@ -61,7 +61,7 @@ def bucket(s3_server: S3Server, monkeypatch) -> Path:
 
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    # A driver keeps the connection of the server that it was made for.
+    forget_stores()
     root: Any = place(f"s3://test-{uuid.uuid4().hex}")
     root.fs.mkdir(root.path)
     return root
@@ -155,11 +155,20 @@ rgw enable usage log = false
             return False
 
         eventually(is_up, "the S3 server")
+        forget_stores()
         yield S3Server(url, key, secret)
     finally:
+        forget_stores()
         for process in reversed(started):
             process.send_signal(signal.SIGKILL)
             process.wait()
+
+
+def forget_stores() -> None:
+    """A driver keeps the address that the environment named when it was made: make it anew."""
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
 
 
 def _free_port(host: str) -> int:

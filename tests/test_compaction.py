@@ -18,7 +18,6 @@ import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from s3_server import bucket, s3_server  # noqa: F401
 
 from ferflow import compaction
 from ferflow.claims import Claims
@@ -705,7 +704,7 @@ def test_as_a_flow_its_state_says_what_it_did(on_server, results):
     assert run["state"]["message"] == state.message
 
 
-def test_in_a_bucket_too(bucket, tmp_path):  # noqa: F811
+def test_in_a_bucket_too(bucket, tmp_path):
     results = open_results(bucket / "results")
     video_ids = add_many(results, 12)
     before = {table: read_table(results, table).to_pylist() for table in TABLES}
@@ -732,7 +731,7 @@ def test_in_a_bucket_too(bucket, tmp_path):  # noqa: F811
     assert same_rows()
 
 
-def test_readers_of_a_bucket_count_right_while_it_is_merged(bucket):  # noqa: F811
+def test_readers_of_a_bucket_count_right_while_it_is_merged(bucket):
     results = open_results(bucket / "results")
     add_many(results, 24)
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).date()

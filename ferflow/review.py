@@ -1,5 +1,6 @@
 """picked faces -> crops in a folder, ready to be sorted by hand into one of each emotion"""
 
+import contextlib
 import csv
 import re
 import unicodedata
@@ -17,7 +18,7 @@ from ferflow.faces import Framing, crop_gray, face_window
 from ferflow.frames import read_images_at
 from ferflow.records import Face
 from ferflow.selection import FacePlace, PickedFace
-from ferflow.storage import content_id, part_file
+from ferflow.storage import content_id, fetched, part_file, place
 
 UNSORTED = "unsorted"
 """Folder of the crops that are still to be sorted; those of the emotions lie beside it."""
@@ -120,7 +121,7 @@ def write_review(
             of_video = list(group)
             count = len(written)
             try:
-                for picked, image_rgb in _with_images(Path(source), of_video):
+                for picked, image_rgb in _with_images(place(source), of_video):
                     crop_rgb = cut_face(image_rgb, picked.face, framing, crop_size_px=crop_size_px)
                     write_jpeg(review / UNSORTED / name_crop(picked.source, picked.place), crop_rgb)
                     written.append(picked)
@@ -168,17 +169,19 @@ def _video(picked: PickedFace) -> tuple[str, str]:
 def _with_images(source: Path, faces: Sequence[PickedFace]) -> Iterator[tuple[PickedFace, np.ndarray]]:
     """Each face of one video with the frame that it is in."""
     left_out = f"so its {len(faces)} faces were left out" if len(faces) > 1 else "so its face was left out"
-    try:
-        is_same = content_id(source) == faces[0].place.video_id
-    except OSError as error:
-        raise VideoError(f"{source}: the video cannot be read any more ({error.strerror}), {left_out}.") from error
-    if not is_same:
-        raise VideoError(f"{source}: the file has changed since it was analysed, {left_out}; analyse it again.")
     times = {picked.place.frame_index: picked.pts_seconds for picked in faces}
-    for index, image_rgb in read_images_at(source, times):
-        for picked in faces:
-            if picked.place.frame_index == index:
-                yield picked, image_rgb
+    with contextlib.ExitStack() as held:
+        try:
+            file = held.enter_context(fetched(source))
+            is_same = content_id(file) == faces[0].place.video_id
+        except OSError as error:
+            raise VideoError(f"{source}: the video cannot be read any more ({error.strerror}), {left_out}.") from error
+        if not is_same:
+            raise VideoError(f"{source}: the file has changed since it was analysed, {left_out}; analyse it again.")
+        for index, image_rgb in read_images_at(file, times):
+            for picked in faces:
+                if picked.place.frame_index == index:
+                    yield picked, image_rgb
 
 
 def write_jpeg(path: Path, image_rgb: np.ndarray) -> None:

@@ -6,7 +6,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from ferflow.emotions import EMOTIONS
 from ferflow.errors import ConfigError, VideoError
 from ferflow.merged_rows import stream_videos
 from ferflow.records import Analysis, Box, Face
-from ferflow.storage import Results, holding_tables
+from ferflow.storage import Results, holding_tables, place
 
 LEAST_SURE, RANDOM = "least sure", "random"
 """Why a face was picked."""
@@ -107,8 +106,8 @@ def pick_faces(
             "--results."
         )
     reviewed_in: defaultdict[str, list[FacePlace]] = defaultdict(list)
-    for place in reviewed:
-        reviewed_in[place.video_id].append(place)
+    for seen in reviewed:
+        reviewed_in[seen.video_id].append(seen)
     drawn_count = round(count * random_share)
     unsure = _Sheet(count - drawn_count, why=LEAST_SURE, per_track=_PER_TRACK, per_video=_PER_VIDEO)
     # Up to two of those drawn lie within a second of each of the least sure and are left out in the end.
@@ -120,7 +119,7 @@ def pick_faces(
         for path in sorted(results.table("faces").glob("*.parquet")):
             try:
                 for analysis, pieces in stream_videos(path, _COLUMNS):
-                    if not Path(analysis.source).is_file():
+                    if not place(analysis.source).is_file():
                         problems.append(
                             f"{analysis.source}: the video is not there any more, so its faces cannot be shown."
                         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ferflow.storage import place
 from flows.arguments import positive
 
 _PROBLEMS_SHOWN = 10
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results",
         metavar="DIR",
-        type=Path,
+        type=place,
         default=Path("results"),
         help="where the faces were found (%(default)s)",
     )

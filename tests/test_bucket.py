@@ -111,3 +111,11 @@ def test_what_was_read_of_the_results_is_not_read_again(inbox, bucket, tmp_path_
     results.rows("videos", gone).unlink()
     assert known.look().keys() == first.keys() - {f"{inbox}/again.mp4"}
     assert len(read) == 4
+
+
+def test_faces_of_a_bucket_can_be_reviewed(inbox, bucket, tmp_path, tmp_path_factory):
+    analyze(inbox, bucket / "results", tmp_path_factory.mktemp("scratch"))
+    command = [sys.executable, "-m", "flows.cli", "review", "--results", str(bucket / "results"), "--count", "2"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "review")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "review").rglob("*.jpg"))

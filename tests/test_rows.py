@@ -152,4 +152,4 @@ def test_an_analysis_that_breaks_off_leaves_no_rows(results):
     with pytest.raises(RuntimeError, match="power cut"):
         write_faces(results.rows("faces", "c" * 16), rows(), lambda: ANALYSIS, parts=results.parts)
     assert pd.read_parquet(results.table("faces")).empty
-    assert list(results.parts.iterdir()) == []
+    assert not list(results.parts.glob("*/.*.part"))

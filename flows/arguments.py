@@ -1,6 +1,7 @@
 """what several commands take -> their options, declared once"""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,18 @@ def add_prefect(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="run as a Prefect flow, on the server that PREFECT_API_URL names; this is the default where that is set",
     )
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Where videos come from and where results go, for who watches or serves."""
+    parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file like configs/watch.toml")
+    parser.add_argument(
+        "--inbox",
+        metavar="DIR",
+        nargs="+",
+        help="where new videos arrive: folders, or buckets such as s3://bucket/prefix (inbox)",
+    )
+    parser.add_argument("--results", metavar="DIR", help="where to write, a folder or a bucket (results)")
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: "type[BaseModel]") -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ferflow.storage import absolute, place
 from ferflow.watch_settings import WatchSettings, load_watch_settings
+from flows.arguments import add_places
 from flows.server import find_server, leave_logging_to_prefect
 
 _RUNS_AT_A_TIME = 3
@@ -16,18 +17,6 @@ _RUNS_AT_A_TIME = 3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where videos come from and where results go."""
     add_places(parser)
-
-
-def add_places(parser: argparse.ArgumentParser) -> None:
-    """What `places` reads."""
-    parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file like configs/watch.toml")
-    parser.add_argument(
-        "--inbox",
-        metavar="DIR",
-        nargs="+",
-        help="where new videos arrive: folders, or buckets such as s3://bucket/prefix (inbox)",
-    )
-    parser.add_argument("--results", metavar="DIR", help="where to write, a folder or a bucket (results)")
 
 
 def places(args: argparse.Namespace) -> WatchSettings:

@@ -17,8 +17,9 @@ from types import FrameType
 from ferflow.errors import ConfigError
 from ferflow.storage import is_local, place
 from ferflow.watch_settings import WatchSettings
+from flows.arguments import add_places
 from flows.processes import Processes, Service
-from flows.serve_command import add_places, places
+from flows.serve_command import places
 from flows.server import find_server
 
 STATE_FOLDER = ".ferflow"

@@ -5,9 +5,8 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from flows.arguments import add_prefect
+from flows.arguments import add_places, add_prefect
 from flows.server import is_wanted, leave_logging_to_prefect
 
 _RECONCILE_SECONDS = 60.0
@@ -15,14 +14,7 @@ _RECONCILE_SECONDS = 60.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes; everything else is said in a file."""
-    parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file like configs/watch.toml")
-    parser.add_argument(
-        "--inbox",
-        metavar="DIR",
-        nargs="+",
-        help="where new videos arrive: folders, or buckets such as s3://bucket/prefix (inbox)",
-    )
-    parser.add_argument("--results", metavar="DIR", help="where to write (results)")
+    add_places(parser)
     add_prefect(parser)
 
 

@@ -23,7 +23,7 @@ _DEFAULTS = load_retrain_settings(None)
 
 def _name_run() -> str:
     settings = flow_run.parameters["settings"]
-    return f"retrain: {place(RetrainSettings.model_validate(settings).labelled).name}"
+    return f"retrain: {RetrainSettings.model_validate(settings).labelled_name}"
 
 
 @flow(flow_run_name=_name_run, persist_result=False)

@@ -38,7 +38,7 @@ def train_model(data: Path, config: Path | None, out_dir: Path, leaks: Leaks) ->
         return fit.train(data, config, out_dir, leaks=leaks, on_step=_Progress().step)
 
 
-@task(task_run_name="retrain: {settings.labelled.name}", **_OPTIONS)
+@task(task_run_name="retrain: {settings.labelled_name}", **_OPTIONS)
 def retrain_model(settings: RetrainSettings) -> Path | None:
     """Fine-tune the model in use and judge what comes out; gives its directory, None if there was too little new."""
     with hear_training(get_run_logger().info):

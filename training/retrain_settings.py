@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ferflow.config import load_toml
+from ferflow.storage import place
 
 
 class RetrainSettings(BaseModel):
@@ -37,6 +38,11 @@ class RetrainSettings(BaseModel):
     """Leave a file alone until it has not changed for so long: it may still be being copied."""
     watch_seconds: float = Field(60.0, gt=0)
     """How often a watch looks into the folder."""
+
+    @property
+    def labelled_name(self) -> str:
+        """The last part of where labelled faces lie, for a run's name."""
+        return place(self.labelled).name
 
 
 def load_retrain_settings(path: Path | None, **changes: object) -> RetrainSettings:

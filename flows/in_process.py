@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ferflow.config import Settings
 from ferflow.sources import Job, plan_jobs
-from ferflow.stages import Progress, analyze_video, annotate_video, summarize_video
+from ferflow.stages import Progress, annotate_video, summarize_video
 from ferflow.storage import Results
 from flows.each_video import Listener, Stages, process_each
-from models.warm import face_finder, version_in_use, warm_classifier
+from models.warm import analyze_job, version_in_use, warm_classifier
 
 
 def analyze_in_process(
@@ -46,26 +46,11 @@ def analyze_in_process(
     process_each(
         jobs,
         results,
-        Stages(_analyze, _annotate, _summarize),
+        Stages(analyze_job, _annotate, _summarize),
         settings=settings,
         workers=workers,
         listener=listener,
         stop=stop,
-    )
-
-
-def _analyze(job: Job, results: Results, settings: Settings, progress: Progress) -> Path:
-    return analyze_video(
-        job.file,
-        results,
-        video_id=job.video_id,
-        detector=face_finder(),
-        classifier=warm_classifier(settings.model),
-        settings=settings,
-        source=job.source,
-        tag=job.tag,
-        redo=job.is_forced,
-        progress=progress,
     )
 
 

@@ -5,6 +5,10 @@ import contextlib
 import threading
 from pathlib import Path
 
+from ferflow.config import Settings
+from ferflow.sources import Job
+from ferflow.stages import Progress, analyze_video
+from ferflow.storage import Results
 from models.emotion_classifier import DESCRIPTION_FILE, EmotionModel, read_description
 from models.face_detector import MediaPipeFaceDetector, VideoFaceFinder
 from models.store import find_model
@@ -56,6 +60,28 @@ def warm_classifier(name: str) -> EmotionModel:
         _thread.classifier_files = files
     classifier: EmotionModel = _thread.classifier
     return classifier
+
+
+def analyze_job(job: Job, results: Results, settings: Settings, progress: Progress | None) -> Path:
+    """Find, follow and score every face of a video with this thread's models; see `ferflow.stages.analyze_video`.
+
+    Raises:
+        VideoError: the video cannot be read.
+        ModelError: a model cannot be used.
+    """
+    with job.at_hand() as file:
+        return analyze_video(
+            file,
+            results,
+            video_id=job.video_id,
+            detector=face_finder(),
+            classifier=warm_classifier(settings.model),
+            settings=settings,
+            source=job.source,
+            tag=job.tag,
+            redo=job.is_forced,
+            progress=progress,
+        )
 
 
 def version_in_use(name: str) -> str:

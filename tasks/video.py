@@ -13,7 +13,7 @@ from ferflow.rows import read_faces, read_video
 from ferflow.sources import Job
 from ferflow.stages import Progress
 from ferflow.storage import Results
-from models.warm import face_finder, warm_classifier
+from models.warm import analyze_job
 from tasks.faults import can_pass, can_stop
 
 # What is done is known from the results folder: Prefect need not keep or look up any result.
@@ -31,19 +31,7 @@ _OPTIONS: dict[str, Any] = {
 def analyze_video(job: Job, results: Results, settings: Settings, progress: Progress | None = None) -> Path:
     """Find, follow and score every face of a video; gives the file of the faces table."""
     started = time.monotonic()
-    with job.at_hand() as file:
-        path = stages.analyze_video(
-            file,
-            results,
-            video_id=job.video_id,
-            detector=face_finder(),
-            classifier=warm_classifier(settings.model),
-            settings=settings,
-            source=job.source,
-            tag=job.tag,
-            redo=job.is_forced,
-            progress=progress,
-        )
+    path = analyze_job(job, results, settings, progress)
     faces, analysis = read_faces(path)
     _log(job, f"{analysis.info.frame_count} frames, {len(faces.track_id)} faces found", started)
     return path

@@ -271,7 +271,7 @@ def test_a_damaged_model_stops_the_run_and_is_not_tried_again(batch, on_server, 
         tries.append(1)
         raise ModelError("the detector's weights are missing; fetch them.")
 
-    monkeypatch.setattr("tasks.video.face_finder", without_weights)
+    monkeypatch.setattr("models.warm.face_finder", without_weights)
     state = analyze_videos([str(batch.inbox)], str(tmp_path), workers=1, return_state=True)
     assert (state.type.value, state.message) == ("FAILED", "the detector's weights are missing; fetch them.")
     assert len(tries) == 1

@@ -60,6 +60,8 @@ class Claims:
         self._held: dict[str, int] = {}
         self._lost: set[str] = set()
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        # A claim that was just given up must not be written once more.
         self._renewing: threading.Thread | None = None
 
     @contextlib.contextmanager
@@ -86,11 +88,12 @@ class Claims:
                 is_lost = video_id in self._lost
                 self._lost.discard(video_id)
             if not is_lost:
-                # The lowest first: as long as one is there, the numbers before it are not given again.
-                for claim in sorted(self._claims(video_id)):
-                    if claim <= number:
-                        with contextlib.suppress(OSError):
-                            self._path(video_id, claim).unlink()
+                with self._writing:
+                    # The lowest first: as long as one is there, the numbers before it are not given again.
+                    for claim in sorted(self._claims(video_id)):
+                        if claim <= number:
+                            with contextlib.suppress(OSError):
+                                self._path(video_id, claim).unlink()
 
     def is_lost(self, video_id: str) -> bool:
         """Whether a claim that is held here was taken by another, because this process was not seen for long."""
@@ -159,13 +162,15 @@ class Claims:
                     return
             for video_id, number in held.items():
                 # Whatever a store or a disk may raise: the next turn tries again.
-                with contextlib.suppress(Exception):
-                    if max(self._claims(video_id), default=-1) > number:
-                        with self._lock:
-                            if video_id in self._held:
-                                self._lost.add(video_id)
-                    else:
-                        _replace(self._path(video_id, number), self._content())
+                with contextlib.suppress(Exception), self._writing:
+                    is_lost = max(self._claims(video_id), default=-1) > number
+                    with self._lock:
+                        if self._held.get(video_id) != number:
+                            continue
+                        if is_lost:
+                            self._lost.add(video_id)
+                            continue
+                    _replace(self._path(video_id, number), self._content())
 
 
 @functools.cache

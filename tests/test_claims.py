@@ -133,3 +133,12 @@ def test_a_process_knows_itself():
     assert this_process() == this_process()
     assert this_process().process_start
     assert place("results") == Path("results")
+
+
+def test_a_claim_given_up_while_it_is_being_renewed_is_not_written_again(results):
+    claims = Claims(results, claim_seconds=0.05)  # Renewed all the time.
+    for _ in range(20):
+        with claims.hold("v"):
+            time.sleep(0.02)
+        time.sleep(0.01)
+        assert not [path for path in results.root.rglob("v.*")], "the claim came back"

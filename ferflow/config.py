@@ -12,12 +12,15 @@ from ferflow.errors import ConfigError
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
+LIMITS = {"max_megapixels", "max_frames", "max_memory_gb", "max_seconds_per_frame", "patience_seconds"}
+"""Settings that decide whether a video is analysed, not what comes out: results made under other limits stand."""
+
 _RESULT_VERSION = 1
 # Raise it when a change of the code changes results that are already there: then they are made anew.
 
 
 class Settings(BaseModel):
-    """What the result of an analysis depends on, beside the video and the model's weights."""
+    """What the result of an analysis depends on, beside the video and the model's weights; and what it may take."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -33,11 +36,21 @@ class Settings(BaseModel):
     """Average the scores of a face over this time before naming its emotion in segments and labels."""
     min_segment_seconds: float = Field(0.4, ge=0)
     """Take a shorter flicker of another emotion for noise."""
+    max_megapixels: float = Field(64.0, gt=0)
+    """Refuse a video whose picture has more than this many million pixels; one of 8K has 33."""
+    max_frames: int = Field(5_000_000, gt=0)
+    """Refuse a video of more frames than this; a day at 50 a second has 4.3 million."""
+    max_memory_gb: float = Field(8.0, gt=0)
+    """Give up a video that takes more than this many gigabytes of memory."""
+    max_seconds_per_frame: float = Field(10.0, gt=0)
+    """Give up a video that takes more than this many seconds a frame, on average over what was done of it."""
+    patience_seconds: float = Field(120.0, gt=0)
+    """Give up a video of which nothing has come for this many seconds."""
 
     @property
     def settings_hash(self) -> str:
         """Names these settings: results made with equal ones are not made again. The model counts by its version."""
-        content = self.model_dump_json(exclude={"model"})
+        content = self.model_dump_json(exclude={"model", *LIMITS})
         return hashlib.sha256(f"{_RESULT_VERSION}:{content}".encode()).hexdigest()[:12]
 
 

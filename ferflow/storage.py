@@ -22,6 +22,8 @@ from ferflow.errors import ConfigError
 _ID_LENGTH = 16
 # 64 bits: among a hundred million videos two share an id with a probability below one in three thousand.
 
+_SCRATCH = "ferflow-scratch"
+
 _S3_OPTIONS = {
     # A listing that is kept would hide what came since.
     "use_listings_cache": False,
@@ -200,7 +202,7 @@ def fetched(path: Path) -> Iterator[Path]:
         yield path
         return
     bucket: Any = path
-    folder = workspace(Path(tempfile.gettempdir()) / "ferflow-scratch") / uuid.uuid4().hex
+    folder = workspace(Path(tempfile.gettempdir()) / _SCRATCH) / uuid.uuid4().hex
     folder.mkdir()
     try:
         # Under its own name, by which messages call it; the store's names may be longer than a disk's.
@@ -222,7 +224,7 @@ def part_file(target: Path, *, folder: Path | None = None) -> Iterator[Path]:
     """
     if not is_local(target):
         bucket: Any = target
-        part = workspace(Path(tempfile.gettempdir()) / "ferflow-scratch") / f"{uuid.uuid4().hex}.part"
+        part = workspace(Path(tempfile.gettempdir()) / _SCRATCH) / f"{uuid.uuid4().hex}.part"
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = (target.parent if folder is None else workspace(folder)) / f".{uuid.uuid4().hex}.part"
@@ -232,7 +234,10 @@ def part_file(target: Path, *, folder: Path | None = None) -> Iterator[Path]:
             with contextlib.nullcontext() if folder is None else holding_tables(folder.parent):
                 os.replace(part, target)
         else:
-            bucket.fs.put_file(str(part), bucket.path)
+            from ferflow.child_process import outside_limits
+
+            with outside_limits():
+                bucket.fs.put_file(str(part), bucket.path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -279,8 +284,7 @@ def workspace(parent: Path) -> Path:
         if known is not None and known[0].is_dir():
             return known[0]
         parent.mkdir(parents=True, exist_ok=True)
-        for lock in parent.glob("*.lock"):
-            _remove_if_abandoned(lock)
+        _clear_abandoned(parent)
         folder = parent / uuid.uuid4().hex
         # Locked before it has the name by which others find it.
         waiting = folder.with_suffix(".new")
@@ -294,6 +298,18 @@ def workspace(parent: Path) -> Path:
             atexit.register(_leave_workspaces)
         _workspaces[parent] = folder, file
         return folder
+
+
+def clear_abandoned(results: Results) -> None:
+    """Remove the unfinished files that killed processes of this machine left behind."""
+    if is_local(results.root):
+        _clear_abandoned(results.parts)
+    _clear_abandoned(Path(tempfile.gettempdir()) / _SCRATCH)
+
+
+def _clear_abandoned(parent: Path) -> None:
+    for lock in parent.glob("*.lock"):
+        _remove_if_abandoned(lock)
 
 
 def _leave_workspaces() -> None:

@@ -21,7 +21,8 @@ from flows.each_video import Stages, default_workers, process_each
 from flows.on_ray import on_ray
 from flows.run_page import Outcome, RunPage, stop_of_this_run, stopped_by
 from flows.server import find_server, result_on_server
-from models.warm import version_in_use, warm_classifier
+from models.apart import check_models
+from models.warm import version_in_use
 from tasks.video import analyze_video, annotate_video, summarize_video
 
 DEPLOYMENT = "analyze-videos/analyze-videos"
@@ -76,9 +77,9 @@ def analyze_videos(
     try:
         videos = find_videos(map(place, sources))
         folder = open_results(place(results))
-        version = warm_classifier(settings.model).version
+        check_models(settings)
         in_use = partial(version_in_use, settings.model)
-        get_run_logger().info("%s, model %s, results in %s", _videos(len(videos)), version, folder.root)
+        get_run_logger().info("%s, model %s, results in %s", _videos(len(videos)), in_use(), folder.root)
         stages = Stages(analyze_video, annotate_video, summarize_video)
         with RunPage(len(videos), folder, stop) as page, on_ray(ray, stages) as stages:
             process_each(

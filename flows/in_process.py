@@ -1,4 +1,4 @@
-"""videos -> results, in this process and without a server: the same stages as under Prefect, models kept warm."""
+"""videos -> results, driven by this process without a server: the same stages as under Prefect."""
 
 import threading
 from collections.abc import Sequence
@@ -7,10 +7,11 @@ from pathlib import Path
 
 from ferflow.config import Settings
 from ferflow.sources import Job, plan_jobs
-from ferflow.stages import Progress, annotate_video, summarize_video
+from ferflow.stages import summarize_video
 from ferflow.storage import Results
 from flows.each_video import Listener, Stages, process_each
-from models.warm import analyze_job, version_in_use, warm_classifier
+from models.apart import analyze_apart, annotate_apart, check_models
+from models.warm import version_in_use
 
 
 def analyze_in_process(
@@ -40,22 +41,18 @@ def analyze_in_process(
         OSError: the results cannot be written.
         ExceptionGroup: errors that nobody foresaw, of single videos; all others are done.
     """
-    warm_classifier(settings.model)  # One that cannot be used stops the run before anything is written.
+    check_models(settings)  # One that cannot be used stops the run before anything is written.
     in_use = partial(version_in_use, settings.model)
     jobs = plan_jobs(videos, results, model_version=in_use, settings=settings, force=force)
     process_each(
         jobs,
         results,
-        Stages(analyze_job, _annotate, _summarize),
+        Stages(analyze_apart, annotate_apart, _summarize),
         settings=settings,
         workers=workers,
         listener=listener,
         stop=stop,
     )
-
-
-def _annotate(job: Job, faces_path: Path, results: Results, settings: Settings, progress: Progress) -> Path:
-    return annotate_video(job.file, faces_path, results, settings=settings, progress=progress)
 
 
 def _summarize(job: Job, faces_path: Path, annotated_path: Path | None, results: Results, settings: Settings) -> Path:

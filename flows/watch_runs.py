@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ferflow.config import Settings
 from ferflow.errors import ConfigError
 from ferflow.records import VideoSummary
 from ferflow.sources import Job, open_results
@@ -15,6 +14,7 @@ from ferflow.watch_settings import WatchSettings
 from flows.each_video import default_workers
 from flows.server import find_server
 from flows.watcher import Fate, Runs
+from models.apart import check_models
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -37,20 +37,8 @@ def choose_runs(settings: WatchSettings, *, on_server: bool) -> Runs:
     """
     if settings.deployment:
         return DeploymentRuns(settings)
-    warm_up(settings.settings)
+    check_models(settings.settings)
     return FlowRuns(settings) if on_server else PlainRuns(settings)
-
-
-def warm_up(settings: Settings) -> None:
-    """Load what an analysis needs: seconds that the first video would wait.
-
-    Raises:
-        ModelError: the model cannot be used.
-    """
-    from models.warm import face_finder, warm_classifier
-
-    warm_classifier(settings.model)
-    face_finder()
 
 
 class PlainRuns:

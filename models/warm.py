@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 
 from ferflow.config import Settings
-from ferflow.sources import Job
 from ferflow.stages import Progress, analyze_video
 from ferflow.storage import Results
 from models.emotion_classifier import DESCRIPTION_FILE, EmotionModel, read_description
@@ -62,26 +61,51 @@ def warm_classifier(name: str) -> EmotionModel:
     return classifier
 
 
-def analyze_job(job: Job, results: Results, settings: Settings, progress: Progress | None) -> Path:
+def load_models(model: Path, *, progress: Progress | None = None) -> None:
+    """Load what an analysis needs: seconds that the first video would wait.
+
+    Args:
+        model: the directory of the emotion model.
+        progress: told of nothing.
+
+    Raises:
+        ModelError: a model cannot be used.
+    """
+    del progress
+    warm_classifier(str(model))
+    warm_detector()
+
+
+def analyze_file(
+    file: Path,
+    results: Results,
+    *,
+    model: Path,
+    video_id: str,
+    source: Path,
+    tag: str | None,
+    redo: bool,
+    settings: Settings,
+    progress: Progress | None,
+) -> Path:
     """Find, follow and score every face of a video with this thread's models; see `ferflow.stages.analyze_video`.
 
     Raises:
         VideoError: the video cannot be read.
         ModelError: a model cannot be used.
     """
-    with job.at_hand() as file:
-        return analyze_video(
-            file,
-            results,
-            video_id=job.video_id,
-            detector=face_finder(),
-            classifier=warm_classifier(settings.model),
-            settings=settings,
-            source=job.source,
-            tag=job.tag,
-            redo=job.is_forced,
-            progress=progress,
-        )
+    return analyze_video(
+        file,
+        results,
+        video_id=video_id,
+        detector=face_finder(),
+        classifier=warm_classifier(str(model)),
+        settings=settings,
+        source=source,
+        tag=tag,
+        redo=redo,
+        progress=progress,
+    )
 
 
 def version_in_use(name: str) -> str:

@@ -13,7 +13,7 @@ from ferflow.rows import read_faces, read_video
 from ferflow.sources import Job
 from ferflow.stages import Progress
 from ferflow.storage import Results
-from models.warm import analyze_job
+from models.apart import analyze_apart, annotate_apart
 from tasks.faults import can_pass, can_stop
 
 # What is done is known from the results folder: Prefect need not keep or look up any result.
@@ -31,7 +31,7 @@ _OPTIONS: dict[str, Any] = {
 def analyze_video(job: Job, results: Results, settings: Settings, progress: Progress | None = None) -> Path:
     """Find, follow and score every face of a video; gives the file of the faces table."""
     started = time.monotonic()
-    path = analyze_job(job, results, settings, progress)
+    path = analyze_apart(job, results, settings, progress)
     faces, analysis = read_faces(path)
     _log(job, f"{analysis.info.frame_count} frames, {len(faces.track_id)} faces found", started)
     return path
@@ -44,8 +44,7 @@ def annotate_video(
 ) -> Path:
     """Draw boxes and labels on a copy of a video; gives the MP4 file."""
     started = time.monotonic()
-    with job.at_hand() as file:
-        path = stages.annotate_video(file, faces_path, results, settings=settings, progress=progress)
+    path = annotate_apart(job, faces_path, results, settings, progress)
     _log(job, f"annotated video of {path.stat().st_size / 1e6:.1f} MB drawn", started)
     return path
 

@@ -1,0 +1,344 @@
+"""a function and its arguments -> what it gives, computed in a process of its own that may crash, hang or swell
+
+What reads a stranger's video is C code, and a damaged file can bring down the process around it. So the process that
+drives a batch reads no video itself:
+
+    path = call_apart(partial(analyze_file, file, results), video=file, settings=settings, progress=progress)
+
+calls `analyze_file(file, results, progress=...)` in a child process and gives what it returns or raises what it raises.
+The function and its arguments travel by pickle: a function of a module, records, paths; never a picture.
+
+A child is begun when none is idle, and kept, with all that it has loaded, for the calls that follow. Threads that call
+at once have a child each. Children end with this process, however it ends.
+"""
+
+import atexit
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ferflow.config import Settings
+from ferflow.errors import FerflowError, ModelError, VideoError
+
+Progress = Callable[[int, int | None], None]
+"""Called after every frame with the number of frames done and, if it is known, of all frames."""
+
+_T = TypeVar("_T")
+
+_LOOK_SECONDS = 0.2
+# So long after somebody stops a run, what computes is ended, even in the middle of a frame.
+_GRACE_SECONDS = 5.0
+_ATTEMPTS = 2
+# A process that dies may have been harmed by an earlier file, or by the machine: a new one tries once more.
+_FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM}
+# The system's own way out where memory is short, or a person's.
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    work: Callable[..., Any]
+    memory_bytes: int
+    log_level: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    done: int
+    expected: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    is_over: bool
+
+
+class _Died(Exception):
+    """A child ended in the middle of its work; says how, as the end of a sentence."""
+
+
+def call_apart(work: Callable[..., _T], *, video: Path, settings: Settings, progress: Progress | None = None) -> _T:
+    """Call a function in a child process, with a `progress` to tell how far it is.
+
+    Args:
+        work: a function of a module, which is imported there, or a `functools.partial` of one.
+        video: the file that it is about, as messages name it.
+        settings: how much memory and time it may take.
+        progress: told, here, of every step that the function tells, and a few times a second of the last one again:
+            what it raises ends the child and the call.
+
+    Raises:
+        VideoError: the child crashed, also a second time, or took more memory or time than the settings allow.
+        ModelError: no child could be begun.
+        BaseException: whatever the function raised.
+    """
+    request = _Request(
+        work,
+        memory_bytes=round(settings.max_memory_gb * 1e9),
+        log_level=logging.getLogger("ferflow").getEffectiveLevel(),
+    )
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with _child(is_new=attempt > 1) as child:
+                answer = _converse(child, request, video, settings, progress)
+        except _Died as died:
+            if attempt == _ATTEMPTS:
+                raise VideoError(
+                    f"{video}: what reads it {died}, also when it was tried again, so it was given up; the file is "
+                    "probably damaged."
+                ) from died
+            logger.warning("%s: what reads it %s; it is tried once more", video, died)
+            continue
+        if isinstance(answer, _Failed):
+            raise answer.error
+        value: _T = answer.value
+        return value
+    raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def outside_limits() -> Iterator[None]:
+    """In a child: what happens in this block, such as sending a file over a network, is not held against the video."""
+    if _parent is None:
+        yield
+        return
+    _parent(_Waiting(is_over=False))
+    try:
+        yield
+    finally:
+        _parent(_Waiting(is_over=True))
+
+
+def end_children() -> None:
+    """End the idle children; what is called afterwards has a new one. Called when the process ends."""
+    with _lock:
+        children = [*_idle]
+        _idle.clear()
+    for child in children:
+        child.connection.close()
+    for child in children:
+        child.end(_GRACE_SECONDS)
+
+
+atexit.register(end_children)
+
+
+class _Child:
+    """A process that computes what it is asked, one request after the other."""
+
+    def __init__(self) -> None:
+        self.connection, theirs = Pipe()
+        # Nothing is ever written to it. The system closes it when this process is gone, and the other end notices.
+        watched, self._lifeline = os.pipe()
+        numbers = theirs.fileno(), watched
+        self._process = subprocess.Popen(
+            # -P: nothing is imported from the folder that a person happens to stand in.
+            [sys.executable, "-P", "-c", f"from ferflow.child_process import serve; serve{numbers}"],
+            pass_fds=numbers,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+            stdin=subprocess.DEVNULL,
+            # Ctrl-C, and what ends this process's group, is for this process to hear.
+            start_new_session=True,
+        )
+        theirs.close()
+        os.close(watched)
+
+    def end(self, grace_seconds: float = 0.0) -> int:
+        """End the process, which may still tidy up; gives its exit status, negative for a signal."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(grace_seconds)
+        self._process.kill()
+        status = self._process.wait()
+        self.connection.close()
+        with contextlib.suppress(OSError):
+            os.close(self._lifeline)
+        return status
+
+
+_idle: list[_Child] = []
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _child(*, is_new: bool) -> Iterator[_Child]:
+    """A child for one request; one that did not come to a good end is not used again."""
+    with _lock:
+        child = None if is_new or not _idle else _idle.pop()
+    child = child or _Child()
+    try:
+        yield child
+    except BaseException:
+        child.end()
+        raise
+    with _lock:
+        _idle.append(child)
+
+
+def _converse(
+    child: _Child, request: _Request, video: Path, settings: Settings, progress: Progress | None
+) -> _Done | _Failed:
+    """Ask a child and listen to it until it has answered."""
+    connection = child.connection
+    step = _Step(0, None)
+    total_seconds = silent_seconds = 0.0
+    is_counted = True
+    try:
+        connection.send(request)
+        while True:
+            began = time.monotonic()
+            is_heard = connection.poll(_LOOK_SECONDS)
+            if is_counted:
+                # Not more than was to be waited: this process may have been halted.
+                seconds = min(time.monotonic() - began, _LOOK_SECONDS)
+                total_seconds, silent_seconds = total_seconds + seconds, silent_seconds + seconds
+            match connection.recv() if is_heard else None:
+                case _Failed(MemoryError()):
+                    raise _Died(f"asks for more than {settings.max_memory_gb:g} GB of memory")
+                case _Done() | _Failed() as answer:
+                    return answer
+                case _Step() as step:
+                    silent_seconds = 0.0
+                    if progress is not None:
+                        progress(step.done, step.expected)
+                case _Waiting(is_over):
+                    is_counted, silent_seconds = is_over, 0.0
+                case logging.LogRecord() as record:
+                    hearer = logging.getLogger(record.name)
+                    if hearer.isEnabledFor(record.levelno):
+                        hearer.handle(record)
+                case None:
+                    if progress is not None:
+                        progress(step.done, step.expected)
+            _check_time(video, settings, step.done, total_seconds, silent_seconds)
+    except (EOFError, ConnectionError) as error:
+        status = child.end(_GRACE_SECONDS)
+        if status >= 0:
+            raise ModelError(
+                f"the process that analyses videos ended with status {status}; what it wrote before says why. If it "
+                "names a module, install ferflow again."
+            ) from error
+        name = signal.Signals(-status).name
+        raise _Died(f"was ended by {name}" if -status in _FROM_OUTSIDE else f"crashed ({name})") from error
+
+
+def _check_time(video: Path, settings: Settings, done: int, total_seconds: float, silent_seconds: float) -> None:
+    after = f"after frame {done}" if done else "before the first frame"
+    if silent_seconds > settings.patience_seconds:
+        raise VideoError(
+            f"{video}: nothing has come of it for {settings.patience_seconds:g} s {after}, so it was given up; the "
+            "file is probably damaged. For more time raise patience_seconds, and analyse it again with --force."
+        )
+    if total_seconds > settings.patience_seconds + settings.max_seconds_per_frame * done:
+        raise VideoError(
+            f"{video}: it takes more than {settings.max_seconds_per_frame:g} s a frame, so it was given up {after}. "
+            "For more time raise max_seconds_per_frame, and analyse it again with --force."
+        )
+
+
+# From here on: what happens in the child.
+
+_parent: Callable[[object], None] | None = None
+"""Sends the parent a message; None in a process that is nobody's child."""
+
+
+def serve(talk: int, lifeline: int) -> None:
+    """Be a child: do what is asked until the parent hangs up.
+
+    Args:
+        talk: number of the open file for requests and answers.
+        lifeline: number of the open file that is closed when the parent is gone.
+    """
+    global _parent
+    import fcntl
+
+    # The system itself then sends SIGIO, which ends this process, whatever it is in the middle of.
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    connection = Connection(talk)
+    sending = threading.Lock()
+
+    def send(message: object) -> None:
+        try:
+            with sending:
+                connection.send(message)
+        except ConnectionError:
+            os._exit(1)  # Nobody is there to hear it.
+
+    _parent = send
+    logging.getLogger().addHandler(_log_handler())
+    while True:
+        try:
+            request = connection.recv()
+        except (EOFError, ConnectionError):
+            return
+        send(_answer(request))
+
+
+def _answer(request: _Request) -> _Done | _Failed:
+    _limit_memory(request.memory_bytes)
+    logging.getLogger().setLevel(request.log_level)
+    try:
+        return _Done(request.work(progress=_tell))
+    except BaseException as error:
+        return _Failed(_sendable(error))
+
+
+def _tell(done: int, expected: int | None) -> None:
+    assert _parent is not None
+    _parent(_Step(done, expected))
+
+
+def _limit_memory(most_bytes: int) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = most_bytes if most == resource.RLIM_INFINITY else min(most_bytes, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted, most))
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """The error, with where it came from if nobody foresaw it; one of another kind if it cannot travel."""
+    lines = "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    if not isinstance(error, FerflowError):
+        error.add_note(f"In the child process:\n{lines}")
+    return error
+
+
+def _log_handler() -> logging.Handler:
+    """What is logged is logged by the parent."""
+    from logging.handlers import QueueHandler
+
+    class ToParent(QueueHandler):
+        def enqueue(self, record: logging.LogRecord) -> None:
+            assert _parent is not None
+            _parent(record)
+
+    return ToParent(queue=None)  # type: ignore[arg-type]

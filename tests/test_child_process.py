@@ -1,0 +1,218 @@
+"""What reads a video may crash, hang, swell or be killed: its caller lives, and says what happened in a sentence."""
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ferflow import child_process
+from ferflow.child_process import call_apart, end_children
+from ferflow.config import Settings
+from ferflow.errors import Stopped, VideoError
+
+CLIP = Path("clip.mp4")
+HERE = Path(__file__).parent
+
+
+# What the children do; they import it from this file.
+
+
+def who(*, progress) -> int:
+    return os.getpid()
+
+
+def count(steps: int, *, progress) -> int:
+    for done in range(1, steps + 1):
+        progress(done, steps)
+    return steps
+
+
+def refuse(text: str, *, progress) -> None:
+    raise VideoError(text)
+
+
+def stumble(*, progress) -> None:
+    raise ZeroDivisionError("nobody thought of this")
+
+
+def crash(*, progress) -> None:
+    """As C code does that follows a damaged pointer."""
+    ctypes.string_at(0)
+
+
+def crash_once(mark: Path, *, progress) -> str:
+    if mark.exists():
+        return "well"
+    mark.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def hang(*, progress) -> None:
+    progress(3, 10)
+    # In C code that holds the interpreter's lock: no thread of Python could help.
+    ctypes.PyDLL(None).sleep(600)
+
+
+def dawdle(*, progress) -> None:
+    for done in range(1, 1000):
+        time.sleep(0.3)
+        progress(done, 1000)
+
+
+def swell(*, progress) -> int:
+    return len(bytearray(3 << 30))
+
+
+def say(*, progress) -> None:
+    logging.getLogger("ferflow.frames").warning("its sound is %s", "damaged")
+
+
+def call(work, **settings):
+    return call_apart(work, video=CLIP, settings=Settings(**settings))
+
+
+def test_a_child_is_kept_for_the_next_call():
+    first = call(who)
+    assert first != os.getpid()
+    assert call(who) == first
+
+
+def test_threads_have_a_child_each():
+    children: set[int] = set()
+    together = threading.Barrier(3, timeout=60)
+
+    def work() -> None:
+        def meet(done: int, expected: int | None) -> None:
+            if done == 1:
+                together.wait()
+
+        call_apart(partial(count, 1), video=CLIP, settings=Settings(), progress=meet)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(child_process._idle) >= 3
+    assert children == set()
+
+
+def test_every_step_is_heard_in_order():
+    steps = []
+    call_apart(partial(count, 50), video=CLIP, settings=Settings(), progress=lambda *step: steps.append(step))
+    assert [step for step in steps if step != (0, None)] == [(done, 50) for done in range(1, 51)]
+
+
+def test_what_is_raised_there_is_raised_here_and_the_child_goes_on():
+    child = call(who)
+    with pytest.raises(VideoError, match="this is no video"):
+        call(partial(refuse, "this is no video"))
+    with pytest.raises(ZeroDivisionError, match="nobody thought of this") as raised:
+        call(stumble)
+    assert "in stumble" in raised.value.__notes__[0], "where it came from"
+    assert call(who) == child
+
+
+def test_a_crash_is_tried_once_more_and_then_a_sentence(caplog):
+    with pytest.raises(VideoError) as raised:
+        call(crash)
+    assert str(raised.value) == (
+        "clip.mp4: what reads it crashed (SIGSEGV), also when it was tried again, so it was given up; "
+        "the file is probably damaged."
+    )
+    assert "crashed (SIGSEGV); it is tried once more" in caplog.text
+
+
+def test_a_child_that_was_killed_from_outside_costs_nothing(tmp_path):
+    assert call(partial(crash_once, tmp_path / "mark")) == "well"
+
+
+def test_what_hangs_is_given_up():
+    with pytest.raises(VideoError, match=r"^clip\.mp4: nothing has come of it for 1 s after frame 3, so it was given"):
+        call(hang, patience_seconds=1)
+
+
+def test_what_takes_too_long_by_its_length_is_given_up():
+    with pytest.raises(VideoError, match=r"it takes more than 0\.1 s a frame, so it was given up after frame \d"):
+        call(dawdle, patience_seconds=1, max_seconds_per_frame=0.1)
+
+
+def test_time_that_the_caller_takes_is_not_held_against_the_video():
+    def slow(done: int, expected: int | None) -> None:
+        time.sleep(0.4)
+
+    settings = Settings(patience_seconds=1, max_seconds_per_frame=0.01)
+    assert call_apart(partial(count, 5), video=CLIP, settings=settings, progress=slow) == 5
+
+
+def test_what_swells_is_given_up():
+    with pytest.raises(VideoError, match="asks for more than 1 GB of memory, also when it was tried again"):
+        call(swell, max_memory_gb=1)
+    assert call(swell) == 3 << 30
+
+
+def test_what_is_logged_there_is_logged_here(caplog):
+    call(say)
+    assert ("ferflow.frames", logging.WARNING, "its sound is damaged") in caplog.record_tuples
+
+
+def test_who_stops_it_does_not_wait_for_what_hangs():
+    began = time.monotonic()
+
+    def stop(done: int, expected: int | None) -> None:
+        if done == 3 and time.monotonic() - began > 1:
+            raise Stopped("stopped")
+
+    with pytest.raises(Stopped):
+        call_apart(hang, video=CLIP, settings=Settings(), progress=stop)
+    assert time.monotonic() - began < 10
+
+
+def is_alive(process_id: int) -> bool:
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_child_that_hangs_ends_with_its_parent(how, tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from functools import partial\n"
+        "from ferflow.child_process import call_apart; from ferflow.config import Settings\n"
+        "from test_child_process import hang_and_tell\n"
+        "call_apart(partial(hang_and_tell, Path(sys.argv[1])), video=Path('a'), settings=Settings())\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parent}"}
+    told = tmp_path / "child"
+    parent = subprocess.Popen([sys.executable, "-c", program, str(told)], env=environment)
+    deadline = time.monotonic() + 60
+    while not (told.exists() and told.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    child = int(told.read_text())
+    assert is_alive(child)
+    parent.send_signal(how)
+    parent.wait(10)
+    while is_alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(child)
+
+
+def hang_and_tell(told: Path, *, progress) -> None:
+    told.write_text(str(os.getpid()))
+    ctypes.PyDLL(None).sleep(600)
+
+
+def test_idle_children_end_when_they_are_sent_home():
+    child = call(who)
+    end_children()
+    assert not is_alive(child)

@@ -141,7 +141,7 @@ def bare_loop(video: Path, target: Path) -> None:
     with av.open(str(video)) as source, av.open(str(target), "w", format="mp4") as output:
         decoder = source.streams.video[0]
         decoder.thread_type = "AUTO"
-        encoder = output.add_stream("libx264", rate=decoder.average_rate, options={"preset": "veryfast", "crf": "23"})
+        encoder = output.add_stream("libx264", rate=decoder.average_rate, options={"preset": "ultrafast", "crf": "25"})
         encoder.width, encoder.height = decoder.width // 2 * 2, decoder.height // 2 * 2
         encoder.pix_fmt = "yuv420p"
         for picture in source.decode(decoder):

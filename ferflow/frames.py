@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import av
 import av.error
+import cv2
 import numpy as np
 from av.audio import AudioStream
 from av.audio.frame import AudioFrame
@@ -45,6 +46,9 @@ _COPIED_AUDIO_CODECS = frozenset({"aac", "mp3"})
 # Sound that every browser plays inside MP4; any other is converted to AAC.
 _FINEST_TIME_BASE = Fraction(1, 1_000_000)
 # MP4 counts time in 32 bits: with a nanosecond clock it would end after 4 seconds.
+_ENCODING = {"preset": "ultrafast", "crf": "25"}
+# A third of the CPU time of veryfast at 23, and as good to look at (PSNR 40 to 47 dB on four clips, against 41 to 48);
+# the files are two to four times as large, 0.8 to 1.7 times their sources. The encoder was half of all cost at 1080p.
 _HEARD_GAP_SECONDS = 0.1
 # Containers round the times of sound; encoders want them without steps.
 _USUAL_STEP = Fraction(1, 25)
@@ -336,7 +340,7 @@ def rewrite_video(
 ) -> None:
     """Draw on every frame of a video and write it as MP4 that browsers play, sound and frame times kept.
 
-    H.264 (x264, yuv420p, BT.709) with the index at the front; AAC and MP3 sound is copied bit by bit, other
+    H.264 (x264, yuv420p, BT.601) with the index at the front; AAC and MP3 sound is copied bit by bit, other
     sound converted to AAC. The file appears when it is complete.
 
     Args:
@@ -408,7 +412,7 @@ def _encoded(
     pixel_aspect: Fraction = Fraction(1),
 ) -> Iterator[av.Packet[Any]]:
     """Add the video stream; the iterator then takes the frames and encodes them."""
-    video = output.add_stream("libx264", options={"preset": "veryfast", "crf": "23"})
+    video = output.add_stream("libx264", options=_ENCODING)
     encoder = video.codec_context
     encoder.width, encoder.height = size_wh
     encoder.pix_fmt = "yuv420p"
@@ -416,7 +420,7 @@ def _encoded(
     encoder.time_base = max(time_base, _FINEST_TIME_BASE)
     # Pixels that are not square stay so; scaling to an even size changes their shape by less than one in the picture.
     encoder.sample_aspect_ratio = pixel_aspect
-    encoder.colorspace = Colorspace.ITU709
+    encoder.colorspace = Colorspace.ITU601  # What OpenCV converts to (BT.601); primaries and curve are the source's.
     encoder.color_primaries = ColorPrimaries.BT709
     encoder.color_trc = ColorTrc.BT709
     encoder.color_range = ColorRange.MPEG
@@ -424,9 +428,8 @@ def _encoded(
     def packets() -> Iterator[av.Packet[Any]]:
         durations: dict[int, int] = {}
         for frame in frames:
-            picture = VideoFrame.from_ndarray(frame.image_rgb, format="rgb24").reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
-            )
+            # FFmpeg's own conversion takes six to ten times as long, 9 ms a frame of 1080p.
+            picture = VideoFrame.from_ndarray(cv2.cvtColor(frame.image_rgb, cv2.COLOR_RGB2YUV_I420), format="yuv420p")
             picture.time_base = encoder.time_base
             picture.pts = round(frame.pts / encoder.time_base)
             durations[picture.pts] = round(frame.duration / encoder.time_base)

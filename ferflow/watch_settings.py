@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ferflow.config import Settings, load_settings, load_toml
 
+TOLD_TO_VIEWER = "FERFLOW_VIEW"
+"""The environment variable in which `ferflow view` hands these settings to the page's process, as JSON."""
+
 
 class WatchSettings(BaseModel):
     """How new videos are found and handed to the analysis."""
@@ -41,6 +44,8 @@ class WatchSettings(BaseModel):
     """Analyse on the workers of a Prefect deployment, such as analyze-videos/analyze-videos; empty: in this process."""
     ray: str = ""
     """Carry the analysis out on a Ray cluster, such as ray://head:10001 (`uv sync --extra ray`); empty: not."""
+    max_upload_mb: int = Field(2000, ge=1)
+    """The page takes no larger file than this many megabytes; larger ones are copied into the inbox."""
     settings: Settings = load_settings(None)
     """The settings of the analysis, as in default.toml."""
 

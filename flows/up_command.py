@@ -1,11 +1,10 @@
-"""`ferflow up` -> Prefect's page, what can be started from it, and the watcher, until Ctrl-C"""
+"""`ferflow up` -> Prefect's page, what can be started from it, the watcher and the viewer, until Ctrl-C"""
 
 import argparse
 import contextlib
 import fcntl
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from flows.arguments import add_places
 from flows.processes import Processes, Service
 from flows.serve_command import places
 from flows.server import find_server
+from flows.view_command import PORTS, free_port, reachable
 
 STATE_FOLDER = ".ferflow"
 """In the working folder: Prefect's database, logs, and the lock by which `ferflow up` runs there only once."""
@@ -72,7 +72,10 @@ def run(args: argparse.Namespace) -> int:
         if not stop.is_set():
             start("the serving process", "serve")
             start("the watcher", "watch")
-            _say(_welcome(page, watching, state))
+            # Always of this machine alone: it asks for no password.
+            port = free_port(_THIS_MACHINE[0], PORTS)
+            start("the viewer", "view", "--port", str(port))
+            _say(_welcome(f"http://{_THIS_MACHINE[0]}:{port}", page, watching, state))
         while not stop.is_set():
             time.sleep(_LOOK_SECONDS)
             processes.tend()
@@ -103,11 +106,8 @@ def _start_server(host: str, port: int | None, state: Path, processes: Processes
             f"--host {host}: others could start runs on this machine. Set a password first, for example "
             f"`export {_PASSWORD}=admin:a-long-password`, or leave --host out."
         )
-    ports = _PORTS if port is None else [port]
-    found = next((number for number in ports if _is_free(host, number)), None)
-    if found is None:
-        raise ConfigError(f"--port {ports[0]}: another program uses this port of {host}; name another, or none.")
-    page = f"http://{_reachable(host)}:{found}"
+    found = free_port(host, _PORTS if port is None else [port])
+    page = f"http://{reachable(host)}:{found}"
     database = f"sqlite+aiosqlite:///{state / 'prefect.db'}"
     command = (sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(found))
     environment = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database} | with_settings(os.environ)
@@ -161,32 +161,15 @@ def _stopping() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def _reachable(host: str) -> str:
-    """How this machine calls itself where a server listens."""
-    if host in ("0.0.0.0", "::"):
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
-
-
 def _answers(url: str) -> bool:
     with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
         return bool(answer.status == 200)
     return False
 
 
-def _welcome(page: str, watching: WatchSettings, state: Path) -> str:
+def _welcome(viewer: str, page: str, watching: WatchSettings, state: Path) -> str:
     return (
+        f"Your videos     {viewer}   drop one here, look at what was found\n"
         f"Prefect's page  {page}   start and follow runs here\n"
         f"New videos      copy them into {' or '.join(watching.sources)}\n"
         f"Results         {watching.results}\n"

@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from browser import browser, page  # noqa: F401
 from prefect_server import on_server, server  # noqa: F401
 from s3_server import bucket, s3_server  # noqa: F401
 

@@ -1,0 +1,111 @@
+"""A real browser and the page it looks at, for the tests that do as a user does; made known in conftest.py."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+from prefect_server import end, eventually
+
+FERFLOW = Path(sys.executable).with_name("ferflow")
+PATIENCE_MS = 60_000
+# What takes a second on a free machine takes many on a busy one.
+CHROMIUM_OPTIONS = ["--no-sandbox", "--disable-dev-shm-usage"]
+# Containers let no user make the namespaces of its sandbox, and have little shared memory.
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """A running `ferflow view`."""
+
+    url: str
+    """Its address."""
+    folder: Path
+    """Where it runs, with `inbox` and `results`."""
+    log: Path
+    """What it said."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium.
+
+    Of a module, not of the session: while Playwright is started, nothing else in this thread can run an event loop.
+    """
+    with started_browser() as started:
+        yield started
+
+
+@contextlib.contextmanager
+def started_browser(*options: str) -> Iterator[Browser]:
+    """A browser with further options on its command line, for example for a camera."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        if os.environ.get("CI"):
+            pytest.fail("chromium is missing, and CI may skip nothing: install chromium")
+        pytest.skip("no browser: `sudo apt-get install chromium`")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=[*CHROMIUM_OPTIONS, *options])
+        try:
+            yield started
+        finally:
+            started.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A window of its own for a test, 1440 pixels wide."""
+    with opened(browser) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def opened(browser: Browser, *, width: int = 1440, height: int = 1000) -> Iterator[Page]:
+    """A window that remembers nothing of others."""
+    context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
+    context.set_default_timeout(PATIENCE_MS)
+    try:
+        yield context.new_page()
+    finally:
+        context.close()
+
+
+@contextlib.contextmanager
+def serve_viewer(folder: Path, *options: str, **environment: str) -> Iterator[Viewer]:
+    """`ferflow view` in a folder, on a port of its own; options and environment are added to its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (folder / "inbox").mkdir(exist_ok=True)
+    log = folder / "view.log"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    with log.open("wb") as written:
+        process = subprocess.Popen(
+            [FERFLOW, "view", "--port", str(port), *options],
+            cwd=folder,
+            env=kept | environment,
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+
+        def is_up() -> bool:
+            assert process.poll() is None, log.read_text()
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/_stcore/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+            return False
+
+        eventually(is_up, "the page")
+        yield Viewer(url, folder, log)
+    finally:
+        end(process)

@@ -1,0 +1,30 @@
+"""a browser's request -> one of the pages: Drop, Videos, Video, Model, Live"""
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from viewer import drop, live_page, model_page, theme, video, videos_page
+
+
+def _page(show: Callable[[], None], title: str, icon: str, url_path: str) -> None:
+    """Known to the pages by `st.session_state.pages`, so that one can lead to another."""
+    page = st.Page(show, title=title, icon=f":material/{icon}:", url_path=url_path, default=url_path == "drop")
+    st.session_state.pages[url_path] = page
+
+
+def main() -> None:
+    """Show the page that is asked for."""
+    st.set_page_config(page_title="ferflow", page_icon=":material/mood:", layout="wide")
+    st.session_state.pages = {}
+    _page(drop.show, "Drop", "upload", "drop")
+    _page(videos_page.show, "Videos", "video_library", "videos")
+    _page(video.show, "Video", "movie", "video")
+    _page(model_page.show, "Model", "insights", "model")
+    _page(live_page.show, "Live", "videocam", "live")
+    page = st.navigation(list(st.session_state.pages.values()), position="top")
+    theme.apply()
+    page.run()
+
+
+main()

@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 import pytest
 from prefect_server import Server, end, eventually
 
-from ferflow import stages
 from ferflow.config import Settings
 from ferflow.errors import ConfigError, ModelError
 from ferflow.sources import find_videos, open_results
 from flows.analyze_videos import analyze_on_server, analyze_videos
 from flows.in_process import analyze_in_process
+from tasks import video
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("analyze", "annotate", "summarize")
@@ -164,13 +164,13 @@ def test_a_run_says_how_far_it_is(batch, server):
 
 
 def test_what_ferflow_itself_logs_is_among_the_logs(batch, on_server, tmp_path, monkeypatch):
-    annotate = stages.annotate_video
+    annotate = video.annotate_apart
 
     def say(*arguments, **options) -> Path:
         logging.getLogger("ferflow.claims").info("a line of ferflow's own")
         return annotate(*arguments, **options)
 
-    monkeypatch.setattr(stages, "annotate_video", say)
+    monkeypatch.setattr(video, "annotate_apart", say)
     analyze_videos([str(batch.inbox / "talk.webm")], str(tmp_path), return_state=True)
     run = on_server.last_run()
     asked = {"logs": {"flow_run_id": {"any_": [run["id"]]}}, "limit": 200}
@@ -246,7 +246,7 @@ def test_second_run_does_nothing(batch, server):
 
 @pytest.mark.parametrize("fault", [OSError(errno.EIO, "Input/output error"), MemoryError()])
 def test_a_fault_that_passes_is_tried_again(fault, batch, on_server, tmp_path, monkeypatch):
-    annotate = stages.annotate_video
+    annotate = video.annotate_apart
     tries = []
 
     def stumble(*arguments, **options) -> Path:
@@ -255,7 +255,7 @@ def test_a_fault_that_passes_is_tried_again(fault, batch, on_server, tmp_path, m
             raise fault
         return annotate(*arguments, **options)
 
-    monkeypatch.setattr(stages, "annotate_video", stumble)
+    monkeypatch.setattr(video, "annotate_apart", stumble)
     state = analyze_videos([str(batch.inbox / "talk.webm")], str(tmp_path), return_state=True)
     assert (state.name, state.message) == ("Completed", "1 analysed, 0 already done, 0 failed.")
     assert len(tries) == 2
@@ -267,11 +267,11 @@ def test_a_fault_that_passes_is_tried_again(fault, batch, on_server, tmp_path, m
 def test_a_damaged_model_stops_the_run_and_is_not_tried_again(batch, on_server, tmp_path, monkeypatch):
     tries = []
 
-    def without_weights() -> None:
+    def without_weights(*arguments) -> None:
         tries.append(1)
         raise ModelError("the detector's weights are missing; fetch them.")
 
-    monkeypatch.setattr("models.warm.face_finder", without_weights)
+    monkeypatch.setattr(video, "analyze_apart", without_weights)
     state = analyze_videos([str(batch.inbox)], str(tmp_path), workers=1, return_state=True)
     assert (state.type.value, state.message) == ("FAILED", "the detector's weights are missing; fetch them.")
     assert len(tries) == 1

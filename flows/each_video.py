@@ -12,11 +12,12 @@ from typing import Protocol
 
 from ferflow.config import Settings
 from ferflow.errors import FerflowError, Overtaken, Stopped, StoppedError, VideoError
+from ferflow.progress import Teller
 from ferflow.records import VideoSummary
 from ferflow.rows import read_video
 from ferflow.sources import Job
 from ferflow.stages import Progress, record_failure
-from ferflow.storage import Results
+from ferflow.storage import Results, utf8
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +131,14 @@ def process_each(
             if job.is_lost():
                 raise Overtaken(f"{job.source.name}: another run has taken it over.")
 
+        names = ("faces", "drawing") if settings.annotate else ("faces",)
+        teller = Teller(results, job.video_id, utf8(str(job.source)), stages=len(names))
+
         def progress(stage: str) -> Progress:
             def tell(done: int, expected: int | None) -> None:
                 go_on()
                 listener.stage(job, stage, done, expected)
+                teller.tell(names.index(stage), done, expected)
 
             go_on()
             return tell
@@ -155,6 +160,8 @@ def process_each(
                 settings=settings,
                 tag=job.tag,
             )
+        finally:
+            teller.end()
         summary = read_video(path)
         assert summary is not None
         return summary

@@ -194,7 +194,7 @@ class Library:
             f" from videos {where} order by {_ORDER_BY[order]}, video_id limit $count offset $first",
             {**values, "count": count, "first": first},
         )
-        return [ListedVideo(*row[:-2], datetime.fromtimestamp(row[-2] / 1e6, UTC), row[-1]) for row in found]
+        return [ListedVideo(*(*row[:-2], datetime.fromtimestamp(row[-2] / 1e6, UTC), row[-1])) for row in found]
 
     def totals(self, choice: Choice) -> Totals:
         """What the videos that are wanted come to."""
@@ -370,7 +370,7 @@ def _where(choice: Choice) -> tuple[str, dict[str, object]]:
 def _totals(row: tuple[Any, ...]) -> Totals:
     counts, seconds = row[: -len(EMOTIONS)], [value or 0.0 for value in row[-len(EMOTIONS) :]]
     total = sum(seconds)
-    return Totals(*counts, tuple(value / total for value in seconds) if total else None)
+    return Totals(*(*counts, tuple(value / total for value in seconds) if total else None))
 
 
 def _strips(rows: Sequence[tuple[Any, ...]]) -> dict[str, tuple[Stretch, ...]]:

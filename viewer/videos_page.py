@@ -1,8 +1,325 @@
-"""not yet"""
+"""a results folder -> the page of all its videos: totals, a table with a strip of emotions each, filters, an order"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, tzinfo
+from urllib.parse import quote
+from zoneinfo import ZoneInfo
 
 import streamlit as st
+
+from ferflow.emotions import EMOTIONS
+from ferflow.errors import ConfigError
+from ferflow.storage import Results
+from viewer.library import ORDERS, STATUSES, Choice, Library, ListedVideo, Order, Status, Stretch, Totals
+from viewer.settings import results
+from viewer.theme import EMOTION_COLORS, INK_COLORS, escaped
+
+_VIDEOS_A_PAGE = 50
+_LOOK_SECONDS = 3.0
+_MOST_FOLDERS = 500
+# In the list to choose from and in the table of totals.
 
 
 def show() -> None:
     """Show the page."""
+    st.html(f"<style>{_STYLE}</style>")
     st.title("Videos")
+    _show_library()
+
+
+@st.fragment(run_every=_LOOK_SECONDS)
+def _show_library() -> None:
+    try:
+        library = _library(results())
+        library.refresh()
+    except FileNotFoundError:
+        _show_nothing_yet()
+        return
+    except (ConfigError, OSError) as error:
+        st.error(f"The results cannot be read: {error}", icon=":material/error:")
+        return
+    everything = library.totals(Choice())
+    if library.damaged:
+        _show_damage(library)
+    if not everything.videos:
+        _show_nothing_yet()
+        return
+    choice, order = _choose(library)
+    totals = library.totals(choice)
+    if not totals.videos:
+        st.info("No video fits these filters.", icon=":material/filter_alt_off:")
+        st.button("Show all videos", on_click=_forget_choice)
+        return
+    st.html(_totals_html(totals))
+    first = _choose_page(totals.videos)
+    videos = library.videos(choice, order, first=first, count=_VIDEOS_A_PAGE)
+    strips = library.strips([video.video_id for video in videos])
+    st.html(_table_html(videos, strips, _time_zone()))
+    with st.expander("Totals of each folder", icon=":material/folder:"):
+        st.html(_folders_html(library.folders(choice)))
+
+
+@st.cache_resource(show_spinner="Looking through the results. With ten thousand new ones this takes some seconds.")
+def _library(of: Results) -> Library:
+    library = Library(of)
+    library.refresh()
+    return library
+
+
+def _choose(library: Library) -> tuple[Choice, Order]:
+    """Ask for filters and order; they are part of the page's address."""
+    with st.container(horizontal=True, vertical_alignment="bottom", key="filters"):
+        text = st.text_input(
+            "Name", key="name", placeholder="part of a file's name", bind="query-params", type="search", width=240
+        )
+        status: Status | None = st.selectbox(
+            "Status", STATUSES, index=None, key="status", placeholder="any", bind="query-params", width=160
+        )
+        emotion = st.selectbox(
+            "Mostly", EMOTIONS, index=None, key="emotion", placeholder="any emotion", bind="query-params", width=160
+        )
+        folders = _folders_to_choose(library)
+        folder = st.selectbox(
+            "Folder",
+            folders,
+            index=None,
+            key="folder",
+            placeholder="all",
+            bind="query-params",
+            format_func=lambda name: _shortened(name, folders),
+            width=240,
+        )
+        order: Order = st.selectbox("Order", ORDERS, key="order", bind="query-params", width=160)
+    return Choice(text or "", status, emotion, folder or ""), order
+
+
+def _forget_choice() -> None:
+    for name in ("name", "status", "emotion", "folder"):
+        st.session_state[name] = "" if name == "name" else None
+
+
+def _folders_to_choose(library: Library) -> list[str]:
+    """Every folder with videos, and those that hold several of them."""
+    folders = [totals.folder for totals in library.folders(Choice())][:_MOST_FOLDERS]
+    parents: dict[str, set[str]] = {}
+    for folder in folders:
+        parent, _, name = folder.rpartition("/")
+        while parent and not parent.endswith("/"):
+            parents.setdefault(parent, set()).add(name)
+            parent, _, name = parent.rpartition("/")
+    return sorted({*folders, *(parent for parent, names in parents.items() if len(names) > 1)})
+
+
+def _shortened(folder: str, folders: Sequence[str]) -> str:
+    """A folder's name without what all of them begin with."""
+    parts = [name.split("/") for name in folders]
+    common = next((at for at, names in enumerate(zip(*parts, strict=False)) if len(set(names)) > 1), len(min(parts)))
+    return "/".join(folder.split("/")[max(min(common, folder.count("/")), 0) :]) or folder
+
+
+def _choose_page(video_count: int) -> int:
+    """Ask for a page if there are several; gives how many videos are passed over."""
+    pages = -(-video_count // _VIDEOS_A_PAGE)
+    if pages == 1:
+        return 0
+    with st.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center", key="pages"):
+        page = min(max(int(st.session_state.get("page", 1)), 1), pages)
+        first, last = (page - 1) * _VIDEOS_A_PAGE, min(page * _VIDEOS_A_PAGE, video_count)
+        st.markdown(f"{first + 1:,} to {last:,} of {video_count:,}", width="content")
+        for label, to, icon in (("Back", page - 1, "chevron_left"), ("Next", page + 1, "chevron_right")):
+            st.button(
+                label,
+                icon=f":material/{icon}:",
+                disabled=not 1 <= to <= pages,
+                on_click=lambda to=to: st.session_state.update(page=to),
+            )
+    return first
+
+
+def _show_nothing_yet() -> None:
+    with st.container(border=True, horizontal_alignment="center", key="nothing"):
+        st.html(
+            '<div class="ff-nothing"><strong>No video has been analysed yet.</strong><br>'
+            "As soon as one is finished it appears here.</div>"
+        )
+        st.page_link(st.session_state.pages["drop"], label="Drop a video", icon=":material/upload:")
+
+
+def _show_damage(library: Library) -> None:
+    count = len(library.damaged)
+    what = "A file of the table of videos is" if count == 1 else f"{count} files of the table of videos are"
+    st.warning(
+        f"{what} damaged, and left out: {', '.join(path.name for path in library.damaged[:3])}"
+        f"{' and more' if count > 3 else ''}. Remove {'it' if count == 1 else 'them'} from "
+        f"{library.damaged[0].parent} and analyse the videos again.",
+        icon=":material/warning:",
+    )
+
+
+def _time_zone() -> tzinfo:
+    try:
+        return ZoneInfo(st.context.timezone or "UTC")
+    except (KeyError, ValueError):
+        return UTC
+
+
+def _totals_html(totals: Totals) -> str:
+    facts = {
+        "videos": f"{totals.videos:,}",
+        "failed": f"{totals.failed:,}",
+        "without a face": f"{totals.without_face:,}",
+        "of video": _duration(totals.duration_seconds),
+        "faces": _short_number(totals.face_count),
+        "of work": _duration(totals.processing_seconds),
+    }
+    tiles = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in facts.items())
+    return f'<div class="ff-tiles">{tiles}</div>{_shares_html(totals.emotion_shares)}'
+
+
+def _shares_html(shares: Sequence[float] | None) -> str:
+    """A bar of the emotions' shares with its legend, which is the legend of the strips too."""
+    shown = shares or (0.0,) * len(EMOTIONS)
+    pieces = "".join(
+        f'<i style="width:{100 * share:.2f}%;background:{EMOTION_COLORS[emotion]}"></i>'
+        for emotion, share in zip(EMOTIONS, shown, strict=True)
+    )
+    legend = "".join(
+        f'<span><i style="background:{EMOTION_COLORS[emotion]}"></i>{emotion}'
+        f"{f' <b>{share:.0%}</b>' if shares else ''}</span>"
+        for emotion, share in zip(EMOTIONS, shown, strict=True)
+    )
+    return f'<div class="ff-bar">{pieces}</div><div class="ff-legend">{legend}<span><i></i>nobody seen</span></div>'
+
+
+def _table_html(videos: Sequence[ListedVideo], strips: dict[str, tuple[Stretch, ...]], zone: tzinfo) -> str:
+    heads = ("Video", "Emotions over its time", "Mostly", "Length", "People", "Faces", "Analysed", "Took")
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    rows = "".join(_row_html(video, strips.get(video.video_id, ()), zone) for video in videos)
+    return f'<table class="ff-videos"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _row_html(video: ListedVideo, strip: Sequence[Stretch], zone: tzinfo) -> str:
+    name, folder = escaped(video.name), escaped(video.folder)
+    link = f'<a href="video?video={quote(video.video_id, safe="")}" target="_self" title="{name}">{name}</a>'
+    analysed = video.processed_at.astimezone(zone)
+    when = f'<td data-name="Analysed" title="{analysed:%Y-%m-%d %H:%M:%S}">{_when(analysed)}</td>'
+    if video.status == "failed":
+        error = video.error or "no reason was kept"
+        reason = f'<b class="ff-failed">Failed</b> {escaped(error[0].upper() + error[1:])}'
+        middle = f'<td class="ff-wide" colspan="5">{reason}</td>'
+    else:
+        seen = _strip_html(strip) if video.face_count else "<em>No face was found.</em>"
+        note = f"<small>{escaped(video.error)}</small>" if video.error else ""
+        middle = (
+            f'<td class="ff-wide">{seen}{note}</td><td data-name="Mostly">{_emotion_html(video)}</td>'
+            f'<td data-name="Length">{_duration(video.duration_seconds or 0)}</td>'
+            f'<td data-name="People">{video.track_count:,}</td><td data-name="Faces">{video.face_count:,}</td>'
+        )
+    took = _duration(video.processing_seconds) if video.processing_seconds else ""
+    return (
+        f'<tr><th scope="row">{link}<small title="{folder}">{folder}</small></th>{middle}{when}'
+        f'<td data-name="Took">{took}</td></tr>'
+    )
+
+
+def _strip_html(strip: Sequence[Stretch]) -> str:
+    """One element: colours side by side."""
+    stops: list[str] = []
+    end = 0.0
+    for stretch in strip:
+        if stretch.start_share > end:
+            stops.append(f"transparent {100 * end:.4g}% {100 * stretch.start_share:.4g}%")
+        end = stretch.end_share
+        stops.append(f"{EMOTION_COLORS[stretch.emotion]} {100 * stretch.start_share:.4g}% {100 * end:.4g}%")
+    if end < 1:
+        stops.append(f"transparent {100 * end:.4g}% 100%")
+    return f'<div class="ff-strip" style="background-image:linear-gradient(90deg,{",".join(stops)})"></div>'
+
+
+def _emotion_html(video: ListedVideo) -> str:
+    if video.dominant_emotion not in EMOTION_COLORS:
+        return "–"
+    emotion = video.dominant_emotion
+    style = f"background:{EMOTION_COLORS[emotion]};color:{INK_COLORS[emotion]}"
+    return f'<span class="ff-emotion" style="{style}">{emotion} {video.dominant_share or 0:.0%}</span>'
+
+
+def _folders_html(folders: Sequence[Totals]) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{escaped(totals.folder) or "–"}</th><td data-name="Videos">{totals.videos:,}</td>'
+        f'<td data-name="Failed">{totals.failed:,}</td><td data-name="Length">'
+        f'{_duration(totals.duration_seconds)}</td><td data-name="Faces">{totals.face_count:,}</td>'
+        f'<td class="ff-wide">{_bar_html(totals.emotion_shares)}</td></tr>'
+        for totals in folders[:_MOST_FOLDERS]
+    )
+    heads = "".join(f"<th>{name}</th>" for name in ("Folder", "Videos", "Failed", "Length", "Faces", "Emotions"))
+    more = f"<p>and {len(folders) - _MOST_FOLDERS:,} more folders</p>" if len(folders) > _MOST_FOLDERS else ""
+    return f'<table class="ff-videos"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{more}'
+
+
+def _bar_html(shares: Sequence[float] | None) -> str:
+    pieces = "".join(
+        f'<i style="width:{100 * share:.2f}%;background:{EMOTION_COLORS[emotion]}" title="{emotion} {share:.0%}"></i>'
+        for emotion, share in zip(EMOTIONS, shares or (), strict=bool(shares))
+    )
+    return f'<div class="ff-bar">{pieces}</div>'
+
+
+def _duration(seconds: float) -> str:
+    """`4.2 s`, `3:05`, `1:02:07`, `862 h`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02}"
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes < 6000 else f"{minutes / 60:,.0f} h"
+
+
+def _short_number(number: int) -> str:
+    return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:,.1f} M"
+
+
+def _when(moment: datetime) -> str:
+    today = datetime.now(moment.tzinfo)
+    return f"{moment:%H:%M}" if moment.date() == today.date() else f"{moment.day} {moment:%b} {moment.year}"
+
+
+_STYLE = """
+.ff-tiles {display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; margin: .25rem 0 .75rem}
+.ff-tiles b {display: block; font-size: 1.5rem; font-weight: 600; line-height: 1.2; font-variant-numeric: tabular-nums}
+.ff-tiles span {font-size: .875rem; opacity: .75}
+.ff-bar {display: flex; height: .75rem; border-radius: .375rem; overflow: hidden; background: rgba(128,128,128,.15)}
+.ff-bar i + i {border-left: 1px solid rgba(255,255,255,.8)}
+.ff-legend {display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin-top: .5rem; font-size: .875rem}
+.ff-legend i {display: inline-block; width: .75rem; height: .75rem; border-radius: .2rem; margin-right: .4rem;
+    vertical-align: -.05rem; background: rgba(128,128,128,.15)}
+.ff-nothing {text-align: center; padding: 2rem 1rem 0}
+.ff-videos {width: 100%; border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums}
+.ff-videos th, .ff-videos td {border: 0; border-bottom: 1px solid rgba(128,128,128,.25); padding: .5rem .6rem .5rem 0;
+    text-align: left; vertical-align: middle; font-weight: 400; white-space: nowrap}
+.ff-videos thead th {font-size: .8rem; opacity: .75}
+.ff-videos tbody th {max-width: 16rem}
+.ff-videos tbody th a {display: block; overflow: hidden; text-overflow: ellipsis; font-weight: 600; color: inherit;
+    text-decoration: none}
+.ff-videos tbody th a:hover, .ff-videos tbody th a:focus {text-decoration: underline}
+.ff-videos small {display: block; overflow: hidden; text-overflow: ellipsis; opacity: .75; font-size: .75rem}
+.ff-videos tbody tr:hover {background: rgba(128,128,128,.07)}
+.ff-videos .ff-wide {width: 40%; white-space: normal}
+.ff-strip {height: 1.5rem; border-radius: .25rem; background-color: rgba(128,128,128,.15)}
+.ff-emotion {padding: .1rem .5rem; border-radius: 1rem; font-size: .8rem}
+.ff-failed {color: #b3261e; background: #fdecea; padding: .1rem .5rem; border-radius: 1rem; font-size: .8rem;
+    margin-right: .4rem}
+@media (max-width: 760px) {
+    .ff-videos thead {display: none}
+    .ff-videos tr {display: flex; flex-wrap: wrap; gap: .15rem 1rem; padding: .75rem 0;
+        border-bottom: 1px solid rgba(128,128,128,.25)}
+    .ff-videos th, .ff-videos td {border: 0; padding: 0}
+    .ff-videos tbody th, .ff-videos .ff-wide {width: 100%; max-width: none}
+    .ff-videos td[data-name]:not([data-name="Mostly"])::before {content: attr(data-name) " "; opacity: .7}
+    .ff-videos td:empty {display: none}
+    .ff-tiles {gap: .5rem 1.5rem}
+    .st-key-filters {display: grid; grid-template-columns: 1fr 1fr}
+    .st-key-filters > div {width: 100% !important}
+    .st-key-filters > div:nth-child(1), .st-key-filters > div:nth-child(4) {grid-column: span 2}
+}
+"""

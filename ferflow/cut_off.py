@@ -2,9 +2,12 @@
 
 import os
 import struct
+from functools import partial
 from pathlib import Path
 from typing import IO
 
+from ferflow.child_process import Progress, call_apart
+from ferflow.config import Settings
 from ferflow.errors import VideoError
 from ferflow.frames import VideoReader
 
@@ -31,10 +34,17 @@ def ends_early(path: Path) -> bool:
                 return _avi_ends_early(file, size)
             if head.startswith(_EBML) and (answer := _matroska_ends_early(file, size)) is not None:
                 return answer
-        with VideoReader(path):
-            return False
+        # It may crash what opens it.
+        call_apart(partial(_open, path), video=path, settings=Settings())
+        return False
     except (VideoError, PermissionError):
         return True
+
+
+def _open(path: Path, *, progress: Progress) -> None:
+    del progress
+    with VideoReader(path):
+        pass
 
 
 def _mp4_ends_early(file: IO[bytes], size: int) -> bool:

@@ -87,7 +87,6 @@ def test_a_child_is_kept_for_the_next_call():
 
 
 def test_threads_have_a_child_each():
-    children: set[int] = set()
     together = threading.Barrier(3, timeout=60)
 
     def work() -> None:
@@ -103,7 +102,6 @@ def test_threads_have_a_child_each():
     for thread in threads:
         thread.join()
     assert len(child_process._idle) >= 3
-    assert children == set()
 
 
 def test_every_step_is_heard_in_order():

@@ -22,6 +22,7 @@ from ferflow.merged_rows import find_big
 from ferflow.mirror import Mirror
 from ferflow.storage import Results, holding_tables, is_local
 from models.wheels import cache_folder
+from viewer.strip import Stretch
 
 Status = Literal["done", "failed", "without a face"]
 Order = Literal["newest", "oldest", "name", "longest", "most faces", "slowest"]
@@ -115,18 +116,6 @@ class Totals:
     """How long they took together."""
     emotion_shares: tuple[float, ...] | None
     """The videos' shares in the order of EMOTIONS, each video counting by the time of its faces; None without faces."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """A piece of a video's strip."""
-
-    emotion: str
-    """What most faces showed."""
-    start_share: float
-    """Where it begins, 0 to 1 of the video's length."""
-    end_share: float
-    """Where it ends."""
 
 
 class Library:

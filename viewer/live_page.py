@@ -1,8 +1,213 @@
-"""not yet"""
+"""the browser's camera -> its picture with boxes and emotions, and a timeline of the last minute"""
 
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
 import streamlit as st
+
+from ferflow.emotions import EMOTIONS
+from ferflow.errors import FerflowError
+from viewer.live import SHOWN_SECONDS, LiveFaces, Sight
+from viewer.strip import STYLE, Stretch, legend_html, strip_html
+from viewer.theme import EMOTION_COLORS, INK_COLORS
+
+_LOOK_SECONDS = 0.5
+_BINS = 120
+_MOST_LANES = 6
+_CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}, "frameRate": {"ideal": 25}}, "audio": False}
+_NO_SERVERS: dict[str, Any] = {"iceServers": []}
+# Browser and this page find each other without asking anybody; the library would ask a server of Google's.
+_THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]")
 
 
 def show() -> None:
     """Show the page."""
+    from streamlit_webrtc import WebRtcMode, webrtc_streamer
+
+    st.html(f"<style>{STYLE}{_STYLE}</style>")
     st.title("Live")
+    st.caption(
+        "What your camera sees is looked at on the machine that serves this page and goes nowhere else. "
+        "Nothing is recorded unless you ask for it below."
+    )
+    if not _may_use_camera(st.context.url or ""):
+        st.warning(
+            "Browsers open the camera only for a page of the same machine or one behind https. Open this page on the "
+            "machine that it runs on, or put it behind https.",
+            icon=":material/no_photography:",
+        )
+    try:
+        _try_models()
+    except FerflowError as error:
+        st.error(f"Nothing can be seen: {error}", icon=":material/error:")
+        st.button("Try again")
+        return
+    live = _live_faces()
+    picture, beside = st.columns((3, 2), gap="large")
+    with picture:
+        streamer = webrtc_streamer(
+            "live",
+            mode=WebRtcMode.SENDRECV,
+            rtc_configuration=_NO_SERVERS,
+            media_stream_constraints=_CAMERA,
+            video_frame_callback=functools.partial(_annotate, live),
+            video_html_attrs={"autoPlay": True, "controls": False, "muted": True, "style": {"width": "100%"}},
+            media_toggle_controls=False,
+            translations={
+                "start": "Start the camera",
+                "stop": "Stop",
+                "select_device": "Choose a camera",
+                "device_ask_permission": "Allow the use of the camera in your browser.",
+                "device_access_denied": "The browser was told not to open the camera. Allow it beside the address.",
+            },
+        )
+    is_playing = bool(streamer.state.playing)
+    every = _LOOK_SECONDS if is_playing else None
+    with beside:
+        st.fragment(_show_now, run_every=every)(live, is_playing=is_playing)
+    st.fragment(_show_timeline, run_every=every)(live)
+    _show_keeping(live)
+
+
+@st.cache_resource(show_spinner="Loading the models, once: some seconds.")
+def _try_models() -> None:
+    """Before the camera starts, because loading them for the first time holds up everything else."""
+    with _models():
+        pass
+
+
+def _live_faces() -> LiveFaces:
+    """This visitor's."""
+    if "live_faces" not in st.session_state:
+        st.session_state.live_faces = LiveFaces(_models)
+    live: LiveFaces = st.session_state.live_faces
+    return live
+
+
+@contextlib.contextmanager
+def _models() -> Iterator[tuple[Any, Any]]:
+    from models.emotion_classifier import EmotionModel
+    from models.face_detector import MediaPipeFaceDetector, VideoFaceFinder
+    from models.store import find_model
+
+    classifier = EmotionModel(find_model("default"))
+    with MediaPipeFaceDetector() as detector:
+        yield VideoFaceFinder(detector), classifier
+
+
+def _annotate(live: LiveFaces, frame: Any) -> Any:
+    """Draw on one av.VideoFrame, on a thread of the library's."""
+    image_rgb = np.ascontiguousarray(frame.to_ndarray(format="rgb24"))
+    live.annotate(image_rgb)
+    return type(frame).from_ndarray(image_rgb, format="rgb24")
+
+
+def _may_use_camera(url: str) -> bool:
+    scheme, _, rest = url.partition("://")
+    host = rest.split("/")[0]
+    return scheme == "https" or not host or host.rsplit(":", 1)[0] in _THIS_MACHINE or host in _THIS_MACHINE
+
+
+def _show_now(live: LiveFaces, *, is_playing: bool) -> None:
+    if live.error is not None:
+        st.error(f"Nothing can be seen: {live.error}", icon=":material/error:")
+        st.button("Try again", on_click=live.try_again)
+        return
+    if not is_playing:
+        st.html('<div class="ff-hint"><b>The camera is off.</b><br>Start it, and look into it.</div>')
+        return
+    sights = live.lately()
+    if not sights or live.now - sights[-1].seconds > 3:
+        st.html('<div class="ff-hint"><b>Getting ready …</b><br>The first picture is looked at.</div>')
+    elif not len(sights[-1].track_ids):
+        st.html('<div class="ff-hint"><b>No face is seen.</b><br>Come nearer, or turn towards the light.</div>')
+    else:
+        rate = sum(sights[-1].seconds - sight.seconds < 2 for sight in sights) / 2
+        st.html(_now_html(sights[-1]) + f'<p class="ff-rate">{rate:.0f} pictures a second are looked at.</p>')
+
+
+def _show_timeline(live: LiveFaces) -> None:
+    sights = live.lately()
+    if not sights:
+        return
+    st.html(f"<h3>The last minute</h3>{_timeline_html(sights, live.now)}{legend_html()}")
+
+
+@st.fragment
+def _show_keeping(live: LiveFaces) -> None:
+    with st.container(horizontal=True, vertical_alignment="center"):
+        live.is_kept = st.toggle(
+            "Keep what is seen",
+            help="Numbers only, no pictures, in this machine's memory until you close the page; for the download.",
+        )
+        if live.is_kept or live.kept_faces:
+            st.download_button("Download CSV", live.csv, "live.csv", "text/csv", icon=":material/download:")
+            st.button("Forget it", on_click=live.forget_kept, icon=":material/delete:")
+
+
+def _now_html(sight: Sight) -> str:
+    people = []
+    for track_id, emotion_number, row in zip(sight.track_ids, sight.emotions, sight.probabilities, strict=True):
+        emotion = EMOTIONS[emotion_number]
+        bars = "".join(
+            f'<span>{name}</span><i><b style="width:{100 * share:.0f}%;background:{EMOTION_COLORS[name]}"></b></i>'
+            f"<em>{share:.0%}</em>"
+            for name, share in zip(EMOTIONS, row, strict=True)
+        )
+        style = f"background:{EMOTION_COLORS[emotion]};color:{INK_COLORS[emotion]}"
+        people.append(
+            f'<div class="ff-person"><h4>Person {track_id} <span class="ff-tag" style="{style}">{emotion}</span></h4>'
+            f'<div class="ff-seven">{bars}</div></div>'
+        )
+    return "".join(people[:_MOST_LANES])
+
+
+def _timeline_html(sights: Sequence[Sight], now: float) -> str:
+    lanes = "".join(
+        f"<span>Person {track_id}</span>{strip_html(_strip(sights, track_id, now))}" for track_id in _people(sights)
+    )
+    ticks = "".join(f"<span>{text}</span>" for text in ("1 minute ago", "30 seconds ago", "now"))
+    return f'<div class="ff-lanes">{lanes}<span></span><div class="ff-ticks">{ticks}</div></div>'
+
+
+def _people(sights: Sequence[Sight]) -> list[int]:
+    """Those that were seen most of the time, in order of their numbers."""
+    tracks = np.concatenate([sight.track_ids for sight in sights])
+    numbers, counts = np.unique(tracks, return_counts=True)
+    return sorted(numbers[np.argsort(-counts, kind="stable")][:_MOST_LANES].tolist())
+
+
+def _strip(sights: Sequence[Sight], track_id: int, now: float) -> list[Stretch]:
+    """One person's last minute in bins of half a second, the last sight in each counting."""
+    emotions: dict[int, str] = {}
+    for sight in sights:
+        place = int((1 - (now - sight.seconds) / SHOWN_SECONDS) * _BINS)
+        for number in np.flatnonzero(sight.track_ids == track_id):
+            emotions[place] = EMOTIONS[sight.emotions[number]]
+    strip: list[Stretch] = []
+    for place, emotion in sorted(emotions.items()):
+        start, end = place / _BINS, (place + 1) / _BINS
+        if strip and strip[-1].emotion == emotion and strip[-1].end_share == start:
+            start = strip.pop().start_share
+        strip.append(Stretch(emotion, start, end))
+    return strip
+
+
+_STYLE = """
+.ff-hint {border: 1px dashed rgba(128,128,128,.5); border-radius: .5rem; padding: 2rem 1rem; text-align: center}
+.ff-person {margin-bottom: 1rem}
+.ff-person h4 {padding: 0 0 .5rem; font-size: 1rem}
+.ff-tag {padding: .1rem .6rem; border-radius: 1rem; font-size: .9rem; margin-left: .5rem}
+.ff-seven {display: grid; grid-template-columns: max-content 1fr 3rem; gap: .3rem .75rem; align-items: center;
+    font-size: .875rem; font-variant-numeric: tabular-nums}
+.ff-seven i {height: .7rem; border-radius: .35rem; overflow: hidden; background: rgba(128,128,128,.15)}
+.ff-seven b {display: block; height: 100%}
+.ff-seven em {font-style: normal; text-align: right}
+.ff-rate {font-size: .8rem; opacity: .75}
+.ff-lanes {display: grid; grid-template-columns: max-content 1fr; gap: .4rem .75rem; align-items: center;
+    font-size: .875rem}
+.ff-ticks {display: flex; justify-content: space-between; opacity: .75; font-size: .75rem}
+"""

@@ -10,8 +10,9 @@ import streamlit as st
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import ConfigError
 from ferflow.storage import Results
-from viewer.library import ORDERS, STATUSES, Choice, Library, ListedVideo, Order, Status, Stretch, Totals
+from viewer.library import ORDERS, STATUSES, Choice, Library, ListedVideo, Order, Status, Totals
 from viewer.settings import results
+from viewer.strip import STYLE, Stretch, legend_html, shares_html, strip_html
 from viewer.theme import EMOTION_COLORS, INK_COLORS, escaped
 
 _VIDEOS_A_PAGE = 50
@@ -22,7 +23,7 @@ _MOST_FOLDERS = 500
 
 def show() -> None:
     """Show the page."""
-    st.html(f"<style>{_STYLE}</style>")
+    st.html(f"<style>{STYLE}{_STYLE}</style>")
     st.title("Videos")
     _show_library()
 
@@ -173,22 +174,9 @@ def _totals_html(totals: Totals) -> str:
         "of work": _duration(totals.processing_seconds),
     }
     tiles = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in facts.items())
-    return f'<div class="ff-tiles">{tiles}</div>{_shares_html(totals.emotion_shares)}'
-
-
-def _shares_html(shares: Sequence[float] | None) -> str:
-    """A bar of the emotions' shares with its legend, which is the legend of the strips too."""
-    shown = shares or (0.0,) * len(EMOTIONS)
-    pieces = "".join(
-        f'<i style="width:{100 * share:.2f}%;background:{EMOTION_COLORS[emotion]}"></i>'
-        for emotion, share in zip(EMOTIONS, shown, strict=True)
+    return (
+        f'<div class="ff-tiles">{tiles}</div>{shares_html(totals.emotion_shares)}{legend_html(totals.emotion_shares)}'
     )
-    legend = "".join(
-        f'<span><i style="background:{EMOTION_COLORS[emotion]}"></i>{emotion}'
-        f"{f' <b>{share:.0%}</b>' if shares else ''}</span>"
-        for emotion, share in zip(EMOTIONS, shown, strict=True)
-    )
-    return f'<div class="ff-bar">{pieces}</div><div class="ff-legend">{legend}<span><i></i>nobody seen</span></div>'
 
 
 def _table_html(videos: Sequence[ListedVideo], strips: dict[str, tuple[Stretch, ...]], zone: tzinfo) -> str:
@@ -208,7 +196,7 @@ def _row_html(video: ListedVideo, strip: Sequence[Stretch], zone: tzinfo) -> str
         reason = f'<b class="ff-failed">Failed</b> {escaped(error[0].upper() + error[1:])}'
         middle = f'<td class="ff-wide" colspan="5">{reason}</td>'
     else:
-        seen = _strip_html(strip) if video.face_count else "<em>No face was found.</em>"
+        seen = strip_html(strip) if video.face_count else "<em>No face was found.</em>"
         note = f"<small>{escaped(video.error)}</small>" if video.error else ""
         middle = (
             f'<td class="ff-wide">{seen}{note}</td><td data-name="Mostly">{_emotion_html(video)}</td>'
@@ -220,20 +208,6 @@ def _row_html(video: ListedVideo, strip: Sequence[Stretch], zone: tzinfo) -> str
         f'<tr><th scope="row">{link}<small title="{folder}">{folder}</small></th>{middle}{when}'
         f'<td data-name="Took">{took}</td></tr>'
     )
-
-
-def _strip_html(strip: Sequence[Stretch]) -> str:
-    """One element: colours side by side."""
-    stops: list[str] = []
-    end = 0.0
-    for stretch in strip:
-        if stretch.start_share > end:
-            stops.append(f"transparent {100 * end:.4g}% {100 * stretch.start_share:.4g}%")
-        end = stretch.end_share
-        stops.append(f"{EMOTION_COLORS[stretch.emotion]} {100 * stretch.start_share:.4g}% {100 * end:.4g}%")
-    if end < 1:
-        stops.append(f"transparent {100 * end:.4g}% 100%")
-    return f'<div class="ff-strip" style="background-image:linear-gradient(90deg,{",".join(stops)})"></div>'
 
 
 def _emotion_html(video: ListedVideo) -> str:
@@ -249,20 +223,12 @@ def _folders_html(folders: Sequence[Totals]) -> str:
         f'<tr><th scope="row">{escaped(totals.folder) or "–"}</th><td data-name="Videos">{totals.videos:,}</td>'
         f'<td data-name="Failed">{totals.failed:,}</td><td data-name="Length">'
         f'{_duration(totals.duration_seconds)}</td><td data-name="Faces">{totals.face_count:,}</td>'
-        f'<td class="ff-wide">{_bar_html(totals.emotion_shares)}</td></tr>'
+        f'<td class="ff-wide">{shares_html(totals.emotion_shares)}</td></tr>'
         for totals in folders[:_MOST_FOLDERS]
     )
     heads = "".join(f"<th>{name}</th>" for name in ("Folder", "Videos", "Failed", "Length", "Faces", "Emotions"))
     more = f"<p>and {len(folders) - _MOST_FOLDERS:,} more folders</p>" if len(folders) > _MOST_FOLDERS else ""
     return f'<table class="ff-videos"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>{more}'
-
-
-def _bar_html(shares: Sequence[float] | None) -> str:
-    pieces = "".join(
-        f'<i style="width:{100 * share:.2f}%;background:{EMOTION_COLORS[emotion]}" title="{emotion} {share:.0%}"></i>'
-        for emotion, share in zip(EMOTIONS, shares or (), strict=bool(shares))
-    )
-    return f'<div class="ff-bar">{pieces}</div>'
 
 
 def _duration(seconds: float) -> str:
@@ -288,11 +254,6 @@ _STYLE = """
 .ff-tiles {display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; margin: .25rem 0 .75rem}
 .ff-tiles b {display: block; font-size: 1.5rem; font-weight: 600; line-height: 1.2; font-variant-numeric: tabular-nums}
 .ff-tiles span {font-size: .875rem; opacity: .75}
-.ff-bar {display: flex; height: .75rem; border-radius: .375rem; overflow: hidden; background: rgba(128,128,128,.15)}
-.ff-bar i + i {border-left: 1px solid rgba(255,255,255,.8)}
-.ff-legend {display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin-top: .5rem; font-size: .875rem}
-.ff-legend i {display: inline-block; width: .75rem; height: .75rem; border-radius: .2rem; margin-right: .4rem;
-    vertical-align: -.05rem; background: rgba(128,128,128,.15)}
 .ff-nothing {text-align: center; padding: 2rem 1rem 0}
 .ff-videos {width: 100%; border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums}
 .ff-videos th, .ff-videos td {border: 0; border-bottom: 1px solid rgba(128,128,128,.25); padding: .5rem .6rem .5rem 0;
@@ -305,7 +266,6 @@ _STYLE = """
 .ff-videos small {display: block; overflow: hidden; text-overflow: ellipsis; opacity: .75; font-size: .75rem}
 .ff-videos tbody tr:hover {background: rgba(128,128,128,.07)}
 .ff-videos .ff-wide {width: 40%; white-space: normal}
-.ff-strip {height: 1.5rem; border-radius: .25rem; background-color: rgba(128,128,128,.15)}
 .ff-emotion {padding: .1rem .5rem; border-radius: 1rem; font-size: .8rem}
 .ff-failed {color: #b3261e; background: #fdecea; padding: .1rem .5rem; border-radius: 1rem; font-size: .8rem;
     margin-right: .4rem}

@@ -1,7 +1,7 @@
 """clips whose file name says the emotion -> what the whole pipeline says of each"""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -27,11 +27,14 @@ def answer_clips(folder: Path, classifier: EmotionClassifier) -> tuple[ClipResul
     """Analyse the labelled clips of a folder with the settings a user has without asking for others."""
     with MediaPipeFaceDetector() as detector:
         return tuple(
-            _answer(path, intended, VideoFaceFinder(detector), classifier) for path, intended in labelled_clips(folder)
+            _answer(path, intended, lambda: VideoFaceFinder(detector), classifier)
+            for path, intended in labelled_clips(folder)
         )
 
 
-def _answer(path: Path, intended: str, detector: FaceDetector, classifier: EmotionClassifier) -> ClipResult:
+def _answer(
+    path: Path, intended: str, detector: Callable[[], FaceDetector], classifier: EmotionClassifier
+) -> ClipResult:
     settings = Settings(annotate=False)
     with tempfile.TemporaryDirectory() as folder:
         results = Results(Path(folder))

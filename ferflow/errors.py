@@ -5,7 +5,8 @@
     ├── DataError       the labelled data is at fault: nothing can be trained on it
     ├── ModelError      the installation is at fault: stop
     ├── ConfigError     a setting or an argument is at fault: stop
-    └── StoppedError    nothing is at fault: somebody stopped the work
+    ├── StoppedError    nothing is at fault: somebody stopped the work
+    └── PieceError      nothing is lost: this video is to be analysed in one go
 
 A message is one sentence or two for a person who is not an engineer: which file or setting, what is wrong
 with it, what to do.
@@ -34,6 +35,10 @@ class ConfigError(FerflowError):
 
 class StoppedError(FerflowError):
     """Somebody stopped the work; what was finished is kept."""
+
+
+class PieceError(FerflowError):
+    """A piece of a video would not show what the whole shows: the video is to be analysed in one go."""
 
 
 class Stopped(BaseException):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import heapq
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -20,10 +22,10 @@ from av.audio.frame import AudioFrame
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition
 from av.video import VideoStream
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
-from ferflow.errors import VideoError
+from ferflow.errors import PieceError, VideoError
 from ferflow.limits import DEFAULT_LIMITS, Limits
 from ferflow.records import Frame, VideoInfo
 from ferflow.storage import part_file
@@ -37,6 +39,13 @@ VIDEO_SUFFIXES = frozenset(
 
 SOUND_RATE = 48_000
 """Sound samples a second of a video that is made from nothing."""
+
+PIECE_SECONDS = 60.0
+"""A video at least twice as long is cut into pieces of at least this length."""
+
+_INDEXED_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"})
+# Formats that keep every picture's own time, and where FFmpeg finds a key frame without guessing.
+_TOLD_EVERY_PACKETS = 1000
 
 _RESTARTED_CLOCK_FORMATS = frozenset({"mpeg", "mpegts"})
 # Formats whose clock starts anywhere (a broadcast's may say 26 hours): players show their first moment as 0.
@@ -87,6 +96,7 @@ class VideoReader:
             self.time_base = Fraction(self._stream.time_base or Fraction(1, 90_000))
             """Every frame's time is a multiple of it."""
             self._damaged_packets = 0
+            self._is_mended = False
             self._read_error: str | None = None
             self._frame_count = 0
             self._first_pts: Fraction | None = None
@@ -145,19 +155,79 @@ class VideoReader:
             warning=self._warning(),
         )
 
-    def frames(self, *, max_fps: float | None = None, size_wh: tuple[int, int] | None = None) -> Iterator[Frame]:
+    def info_of(self, *, frame_count: int, end: Fraction) -> VideoInfo:
+        """What `info` says once `frames` has ended, where another reader has decoded the frames.
+
+        Args:
+            frame_count: how many there are.
+            end: when the last one ends, in seconds.
+        """
+        assert self._first is not None
+        self._first_pts = (self._first.pts or 0) * self.time_base - self._start
+        self._frame_count, self._end = frame_count, end
+        return self.info
+
+    @property
+    def end(self) -> Fraction:
+        """When the last decoded frame ends, in seconds."""
+        return self._end
+
+    def frames(
+        self,
+        *,
+        max_fps: float | None = None,
+        size_wh: tuple[int, int] | None = None,
+        cuts: Sequence[Fraction] = (),
+    ) -> Iterator[Frame]:
         """Decode frame after frame.
 
         Args:
             max_fps: leave frames out so that no two given ones are closer than 1 / max_fps seconds; a given
                 frame's duration then reaches to the next given one. None gives every frame.
             size_wh: scale to this width and height in pixels; None keeps the video's.
+            cuts: times of frames that are given however close the one before is, see `find_cuts`.
         """
+        return self._given(self._timed(), max_fps=max_fps, size_wh=size_wh, cuts=cuts)
+
+    def piece(self, start: Fraction | None, end: Fraction | None, *, max_fps: float | None = None) -> Iterator[Frame]:
+        """Decode the frames from one cut to the next: those of `frames` with all cuts, their indices counted from 0.
+
+        Args:
+            start: one of the cuts; None begins with the video.
+            end: the next one; None ends with the video.
+            max_fps: as for `frames`.
+
+        Raises:
+            PieceError: something about the video makes them other frames than those of the whole.
+        """
+        if start is not None:
+            ahead = self._from_key_frame(latest=start)
+            met = next(((pts, picture) for pts, picture in ahead if pts >= start), None)
+            # Only a picture that builds on no other looks the same without those before it.
+            if met is None or met[0] != start or met[1].pict_type != PictureType.I:
+                raise PieceError(f"{self._path}: no seek leads to the frame at {float(start):.3f} s.")
+            self._first, self._decoded = met[1], (picture for _, picture in ahead)
+        yield from self._given(self._timed(until=end), max_fps=max_fps)
+        if self._is_mended or self._damaged_packets or self._read_error or (end is not None and self._end != end):
+            raise PieceError(f"{self._path}: what is around {float(self._end):.3f} s is damaged.")
+
+    def _given(
+        self,
+        timed: Iterator[tuple[Fraction, VideoFrame]],
+        *,
+        max_fps: float | None,
+        size_wh: tuple[int, int] | None = None,
+        cuts: Sequence[Fraction] = (),
+    ) -> Iterator[Frame]:
         shortest_step = 0 if max_fps is None else Fraction(1) / Fraction(max_fps).limit_denominator(1000)
         given: tuple[int, Fraction, VideoFrame] | None = None
-        for index, (pts, picture) in enumerate(self._timed()):
+        for index, (pts, picture) in enumerate(timed):
             # Half a tick of tolerance: times such as 0.033 stand for 1/30.
-            if given is not None and pts - given[1] + self.time_base / 2 < shortest_step:
+            if (
+                given is not None
+                and pts - given[1] + self.time_base / 2 < shortest_step
+                and bisect_right(cuts, pts) == bisect_right(cuts, given[1])
+            ):
                 continue
             if given is not None:
                 yield self._frame(*given, until=pts, size_wh=size_wh)
@@ -242,7 +312,7 @@ class VideoReader:
         except av.error.FFmpegError:
             self._damaged_packets += 1
 
-    def _timed(self) -> Iterator[tuple[Fraction, VideoFrame]]:
+    def _timed(self, *, until: Fraction | None = None) -> Iterator[tuple[Fraction, VideoFrame]]:
         """Pictures with rising times; counts them and keeps the end of the last."""
         assert self._first is not None
         previous: Fraction | None = None
@@ -251,12 +321,17 @@ class VideoReader:
         while picture is not None:
             if picture.pts is None:
                 pts = Fraction(0) if previous is None else previous + step
+                self._is_mended = True
             else:
                 pts = picture.pts * self.time_base - self._start
                 if previous is not None and pts <= previous:
                     pts = previous + self.time_base
+                    self._is_mended = True
             if previous is None:
                 self._first_pts = pts
+            if until is not None and pts >= until:
+                self._end = pts
+                return
             self._frame_count += 1
             self._limits.check_frames(self._path, self._frame_count)
             # Packets state durations in the order of decoding, so of the last frame two are told; the shorter is sane.
@@ -313,6 +388,86 @@ class VideoReader:
         if self._damaged_packets:
             return f"{self._damaged_packets} damaged parts of the video could not be decoded and were skipped."
         return None
+
+
+def find_cuts(
+    path: Path,
+    *,
+    piece_seconds: float = PIECE_SECONDS,
+    limits: Limits = DEFAULT_LIMITS,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> tuple[Fraction, ...]:
+    """Find where a long video may be cut, so that its pieces can be decoded side by side: see `VideoReader.piece`.
+
+    Reads the packets, decodes none. What it gives depends on the file alone.
+
+    Args:
+        path: the video.
+        piece_seconds: shortest length of a piece.
+        limits: what the video may claim.
+        progress: told of the packets that were read.
+
+    Returns:
+        Times of key frames, rising. None for a video shorter than two pieces, and for one whose index or times do not
+        promise that a piece shows what the whole shows.
+
+    Raises:
+        VideoError: the video cannot be opened, or is more than the limits allow.
+    """
+    with _open(path, limits) as container:
+        stream = _video_stream(path, container)
+        time_base = Fraction(stream.time_base or 0)
+        stated = container.duration
+        if (
+            container.format.name not in _INDEXED_FORMATS
+            or not time_base
+            or (stated is not None and stated < 2 * piece_seconds * av.time_base)
+        ):
+            return ()
+        times, key_times, previous = array("q"), [], None
+        try:
+            for packet in container.demux(stream):
+                if not packet.size:
+                    continue
+                if (
+                    packet.pts is None
+                    or packet.dts is None
+                    or packet.is_corrupt
+                    or (previous is not None and packet.dts <= previous)
+                ):
+                    return ()
+                previous = packet.dts
+                times.append(packet.pts)
+                if packet.is_keyframe and not packet.is_discard:
+                    key_times.append(packet.pts)
+                if progress is not None and len(times) % _TOLD_EVERY_PACKETS == 0:
+                    progress(len(times), stream.frames or None)
+        except av.error.FFmpegError:
+            return ()
+        start = _clock_start(container)
+    limits.check_frames(path, len(times))
+    ticks = np.sort(np.frombuffer(times, np.int64))
+    if not len(ticks) or (np.diff(ticks) == 0).any():
+        return ()
+    shortest = piece_seconds / time_base
+    cuts = [int(ticks[0])]
+    for key in sorted(key_times):
+        if key - cuts[-1] >= shortest and ticks[-1] - key >= shortest:
+            cuts.append(key)
+    with _open(path, limits) as container:
+        stream = _video_stream(path, container)
+        # The last first: reading up to one would teach FFmpeg the way to those before it.
+        found = [tick for tick in cuts[:0:-1] if _leads_to(container, stream, tick)]
+    return tuple(tick * time_base - start for tick in reversed(found))
+
+
+def _leads_to(container: InputContainer, stream: VideoStream, ticks: int) -> bool:
+    """Whether seeking to a key frame's time leads to it at once."""
+    try:
+        container.seek(ticks, stream=stream)
+        return next(container.demux(stream)).pts == ticks
+    except (av.error.FFmpegError, StopIteration):
+        return False
 
 
 def read_images_at(path: Path, pts_seconds: Mapping[int, float]) -> Iterator[tuple[int, np.ndarray]]:
@@ -382,7 +537,11 @@ def rewrite_video(
     Raises:
         VideoError: the source cannot be read.
     """
-    with VideoReader(source, limits=limits) as reader, _open(source) as sound_source, part_file(target, folder=parts) as part:
+    with (
+        VideoReader(source, limits=limits) as reader,
+        _open(source) as sound_source,
+        part_file(target, folder=parts) as part,
+    ):
         size_wh = _written_size(reader.width, reader.height, max_short_side_px)
         with av.open(part, "w", format="mp4", options={"movflags": "+faststart"}) as output:
             pictures = _encoded(

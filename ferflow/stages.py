@@ -2,20 +2,25 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from ferflow.config import Settings
-from ferflow.emotions import EmotionClassifier, classify_in_batches
+from ferflow.emotions import EMOTIONS, EmotionClassifier, classify_in_batches
 from ferflow.errors import VideoError
 from ferflow.faces import FaceDetector, crop_gray, face_window
-from ferflow.frames import VideoReader, rewrite_video
+from ferflow.frames import PIECE_SECONDS, VideoReader, find_cuts, rewrite_video
+from ferflow.looks import find_faces
 from ferflow.overlay import draw_frame
-from ferflow.records import Analysis, FaceColumns, FaceRow, Frame, Segment, VideoSummary
+from ferflow.pieces import PieceFaces, Pieces, piece_faces, read_piece, stitch, write_piece
+from ferflow.records import Analysis, Face, FaceColumns, FaceRow, Frame, Segment, VideoSummary
 from ferflow.rows import read_analysis, read_faces, write_faces, write_segments, write_video
 from ferflow.storage import Results, holding_tables, relative, stat_file, utf8
 from ferflow.summary import (
@@ -39,28 +44,31 @@ def analyze_video(
     results: Results,
     *,
     video_id: str,
-    detector: FaceDetector,
+    detector: Callable[[], FaceDetector],
     classifier: EmotionClassifier,
     settings: Settings,
     source: Path | None = None,
     tag: str | None = None,
     redo: bool = False,
+    piece_seconds: float = PIECE_SECONDS,
     progress: Progress | None = None,
 ) -> Path:
-    """Find, follow and score every face of a video; write them as one file of the faces table.
+    """Find, follow and score every face of a video in one go; write them as one file of the faces table.
 
-    A file that an unfinished run with the same model and settings left there is taken as it is.
+    A file that an unfinished run with the same model and settings left there is taken as it is. Where a long video can
+    be cut, the search for faces begins anew, so that its rows are those of its pieces: see `analyze_piece`.
 
     Args:
         file: the video on this machine.
         results: where to write.
         video_id: hash of its bytes.
-        detector: finds the faces.
+        detector: makes what finds the faces, for the beginning and for each cut.
         classifier: scores them.
         settings: what to look at.
         source: where the video came from, as the tables name it; the file itself if left out.
         tag: by what the source is known again, see `storage.StoredFile`.
         redo: make anew what is there.
+        piece_seconds: see `find_cuts`.
         progress: told of every frame.
 
     Returns:
@@ -71,9 +79,10 @@ def analyze_video(
     """
     started_at = datetime.now(UTC)
     path = results.rows("faces", video_id)
-    if not redo and _is_analyzed(path, classifier.version, settings):
+    if not redo and is_analyzed(path, classifier.version, settings):
         return path
     with _naming(str(source or file), file), VideoReader(file, limits=settings.limits) as reader:
+        cuts = find_cuts(file, piece_seconds=piece_seconds, limits=settings.limits)
 
         def describe() -> Analysis:
             return Analysis(
@@ -86,11 +95,133 @@ def analyze_video(
                 info=reader.info,
             )
 
-        frames = reader.frames(max_fps=settings.max_fps or None)
+        frames = reader.frames(max_fps=settings.max_fps or None, cuts=cuts)
         if progress is not None:
             frames = _counted(frames, progress, reader.frames_expected)
-        write_faces(path, _scored(frames, detector, classifier), describe, parts=results.parts)
+        write_faces(path, _scored(frames, detector, classifier, cuts), describe, parts=results.parts)
     return path
+
+
+def analyze_piece(
+    file: Path,
+    results: Results,
+    pieces: Pieces,
+    number: int,
+    *,
+    detector: FaceDetector,
+    classifier: EmotionClassifier,
+    settings: Settings,
+    progress: Progress | None = None,
+) -> int:
+    """Find and score the faces of a piece of a long video, and write them to the piece's own file.
+
+    Args:
+        file: the video on this machine.
+        results: where to write.
+        pieces: those of the video.
+        number: which of them.
+        detector: finds the faces; made for this piece.
+        classifier: scores them.
+        settings: what to look at.
+        progress: told of every frame.
+
+    Returns:
+        How many frames were looked at.
+
+    Raises:
+        PieceError: it would not show what the whole video shows.
+        VideoError: the video cannot be read.
+    """
+    looks: list[tuple[int, float, float, list[Face]]] = []
+    with VideoReader(file, limits=settings.limits) as reader:
+        frames = reader.piece(*pieces.span(number), max_fps=settings.max_fps or None)
+        if progress is not None:
+            frames = _counted(frames, progress, reader.frames_expected)
+
+        def crops() -> Iterator[tuple[None, np.ndarray]]:
+            for frame, faces in find_faces(frames, detector):
+                looks.append((frame.index, float(frame.pts), float(frame.duration), faces))
+                for face in faces:
+                    yield None, _crop(frame, face, classifier)
+
+        scores = [scores for _, scores in classify_in_batches(crops(), classifier)]
+        found = piece_faces(
+            looks,
+            np.array(scores, np.float32).reshape(-1, len(EMOTIONS)),
+            frame_count=reader.info.frame_count,
+            end=reader.end,
+        )
+    write_piece(pieces.path(number), found, parts=results.parts)
+    return len(looks)
+
+
+def stitch_pieces(
+    file: Path,
+    results: Results,
+    pieces: Pieces,
+    *,
+    model_version: str,
+    settings: Settings,
+    started_at: datetime,
+    source: Path | None = None,
+    tag: str | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the faces of a video whose pieces are all there: the same file as `analyze_video` writes.
+
+    Args:
+        file: the video on this machine.
+        results: where to write.
+        pieces: those of the video.
+        model_version: what scored the faces.
+        settings: what was looked at.
+        started_at: when the work on the video began, UTC.
+        source: where the video came from, as the tables name it; the file itself if left out.
+        tag: by what the source is known again, see `storage.StoredFile`.
+        progress: told of every piece, in frames.
+
+    Returns:
+        The Parquet file.
+
+    Raises:
+        ValueError: a piece's file is damaged.
+    """
+    path = results.rows("faces", pieces.video_id)
+    frame_count, end = 0, Fraction(0)
+    with VideoReader(file, limits=settings.limits) as reader:
+
+        def read() -> Iterator[PieceFaces]:
+            nonlocal frame_count, end
+            for number in range(pieces.count):
+                piece = read_piece(pieces.path(number))
+                yield piece
+                frame_count, end = frame_count + piece.frame_count, piece.end
+                if progress is not None:
+                    progress(frame_count, reader.frames_expected)
+
+        def describe() -> Analysis:
+            return Analysis(
+                video_id=pieces.video_id,
+                source=utf8(str(source or file)),
+                source_tag=tag,
+                model_version=model_version,
+                settings_hash=settings.settings_hash,
+                started_at=started_at,
+                info=reader.info_of(frame_count=frame_count, end=end),
+            )
+
+        write_faces(path, stitch(read()), describe, parts=results.parts)
+    return path
+
+
+def is_analyzed(path: Path, model_version: str, settings: Settings) -> bool:
+    """Whether a file of the faces table is there, made with this model and these settings."""
+    analysis = read_analysis(path)
+    return (
+        analysis is not None
+        and analysis.model_version == model_version
+        and analysis.settings_hash == settings.settings_hash
+    )
 
 
 def annotate_video(
@@ -231,15 +362,6 @@ def record_failure(
     return path
 
 
-def _is_analyzed(path: Path, model_version: str, settings: Settings) -> bool:
-    analysis = read_analysis(path)
-    return (
-        analysis is not None
-        and analysis.model_version == model_version
-        and analysis.settings_hash == settings.settings_hash
-    )
-
-
 def _is_newer(path: Path, than: Path) -> bool:
     try:
         return stat_file(path).modified_at >= stat_file(than).modified_at
@@ -259,21 +381,29 @@ def _naming(source: str, file: Path) -> Iterator[None]:
         raise VideoError(f"{source}: {text.removeprefix(f'{file}: ')}") from error
 
 
-def _scored(frames: Iterable[Frame], detector: FaceDetector, classifier: EmotionClassifier) -> Iterator[FaceRow]:
-    """Every face of every frame, scored in batches that reach across frames."""
+def _scored(
+    frames: Iterable[Frame],
+    detector: Callable[[], FaceDetector],
+    classifier: EmotionClassifier,
+    cuts: Sequence[Fraction],
+) -> Iterator[FaceRow]:
+    """Every face of every frame, scored in batches that reach across frames but not across cuts."""
     tracker = Tracker()
 
-    def crops() -> Iterator[tuple[FaceRow, np.ndarray]]:
-        for frame in frames:
-            faces = detector.detect(frame.image_rgb)
+    def crops(piece: Iterable[Frame]) -> Iterator[tuple[FaceRow, np.ndarray]]:
+        for frame, faces in find_faces(piece, detector()):
             for face, track_id in zip(faces, tracker.assign(faces, float(frame.pts)), strict=True):
-                window = face_window(face, classifier.framing)
                 # The row goes on without the picture: those of a whole batch would take 200 MB at 1080p.
                 row = FaceRow(frame.index, float(frame.pts), float(frame.duration), track_id, face, probabilities=())
-                yield row, crop_gray(frame.image_rgb, window, size_px=classifier.crop_size_px)
+                yield row, _crop(frame, face, classifier)
 
-    for row, probabilities in classify_in_batches(crops(), classifier):
-        yield replace(row, probabilities=tuple(probabilities.tolist()))
+    for _, piece in groupby(frames, key=lambda frame: bisect_right(cuts, frame.pts)):
+        for row, probabilities in classify_in_batches(crops(piece), classifier):
+            yield replace(row, probabilities=tuple(probabilities.tolist()))
+
+
+def _crop(frame: Frame, face: Face, classifier: EmotionClassifier) -> np.ndarray:
+    return crop_gray(frame.image_rgb, face_window(face, classifier.framing), size_px=classifier.crop_size_px)
 
 
 def _segments(faces: FaceColumns, settings: Settings) -> list[Segment]:

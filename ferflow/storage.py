@@ -66,6 +66,11 @@ class Results:
         return self.root / ".parts"
 
     @property
+    def pieces(self) -> Path:
+        """Faces of single pieces of long videos, until all of a video's are there; hidden too."""
+        return self.root / ".pieces"
+
+    @property
     def claims(self) -> Path:
         """Who is at work on which video."""
         return self.root / ".claims"

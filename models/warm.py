@@ -98,7 +98,7 @@ def analyze_file(
         file,
         results,
         video_id=video_id,
-        detector=face_finder(),
+        detector=face_finder,
         classifier=warm_classifier(str(model)),
         settings=settings,
         source=source,

@@ -148,7 +148,7 @@ def analysed(make_video, astronaut, tmp_path_factory) -> Results:
             source,
             results,
             video_id=content_id(source),
-            detector=face_finder(),
+            detector=face_finder,
             classifier=warm_classifier("default"),
             settings=Settings(),
         )

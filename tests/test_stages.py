@@ -36,7 +36,7 @@ def analyze(file: Path, results: Results, settings: Settings = DEFAULTS, **optio
         file,
         results,
         video_id=content_id(file),
-        detector=face_finder(),
+        detector=face_finder,
         classifier=warm_classifier(settings.model),
         settings=settings,
         **options,

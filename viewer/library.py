@@ -49,6 +49,7 @@ _BUCKET_SECONDS = 15.0
 # Between two looks into a bucket.
 _FILES_AT_ONCE = 500
 _STRIP_BINS = 160
+_MOST_STRIPS = 2_000
 _ATTEMPTS = 5
 
 
@@ -134,6 +135,7 @@ class Library:
         self._lock = threading.Lock()
         self._state: tuple[int, int] | None = None
         self._files: dict[str, tuple[int, int]] = {}
+        self._strips: dict[str, tuple[Stretch, ...]] = {}
         self.damaged: tuple[Path, ...] = ()
         """Files of the videos table that cannot be read."""
         self._threads = min(os.cpu_count() or 1, 4)
@@ -204,9 +206,15 @@ class Library:
             ConfigError: there is no such bucket, or its key is missing or wrong.
             OSError: the results are not to be read.
         """
-        if not video_ids:
-            return {}
-        rows: list[tuple[Any, ...]] = []
+        known = self._strips
+        missing = [video_id for video_id in video_ids if video_id not in known]
+        if missing:
+            found = self._find_strips(missing)
+            known = {video_id: found.get(video_id, ()) for video_id in missing} | known
+            self._strips = known if len(known) < _MOST_STRIPS else {}
+        return {video_id: known[video_id] for video_id in video_ids}
+
+    def _find_strips(self, video_ids: Sequence[str]) -> dict[str, tuple[Stretch, ...]]:
         with self._reading("segments") as folder:
             paths = {folder / f"{video_id}.parquet": None for video_id in video_ids}
             for path, video_id in zip(list(paths), video_ids, strict=True):
@@ -214,8 +222,7 @@ class Library:
                     del paths[path]
                     place = find_big(folder, video_id, look_again=False) or find_big(folder, video_id)
                     paths |= {} if place is None else {place.path: None}
-            rows = self._read_strips(list(paths), video_ids)
-        return _strips(rows)
+            return _strips(self._read_strips(list(paths), video_ids))
 
     def _read_strips(self, paths: Sequence[Path], video_ids: Sequence[str]) -> list[tuple[Any, ...]]:
         import duckdb
@@ -274,6 +281,8 @@ class Library:
             self._database.execute("rollback")
             raise
         self.damaged = tuple(damaged)
+        # What was done again has another one.
+        self._strips = {}
 
     def _read_rows(self, paths: Sequence[Path]) -> list[Any]:
         """The rows of some files as an Arrow table, and the path of each file that is damaged."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ferflow.storage import Results, is_local
+from ferflow.storage import Results, is_local, list_files
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +94,16 @@ class Claims:
                         if claim <= number:
                             with contextlib.suppress(OSError):
                                 self._path(video_id, claim).unlink()
+
+    def claimed(self) -> set[str]:
+        """The videos on which there are claims, also of processes that died: a killed one may have finished its video
+        and not have given up the claim. To hold such a video once removes it.
+
+        Raises:
+            OSError: the results folder is not to be read.
+        """
+        names = (file.path.name for file in list_files(self._folder))
+        return {name.partition(".")[0] for name in names if not path.startswith(".")}
 
     def is_lost(self, video_id: str) -> bool:
         """Whether a claim that is held here was taken by another, because this process was not seen for long."""

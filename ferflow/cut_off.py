@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from ferflow.child_process import Progress, call_apart
-from ferflow.config import Settings
+from ferflow.config import load_settings
 from ferflow.errors import VideoError
 from ferflow.frames import VideoReader
 
@@ -35,7 +35,7 @@ def ends_early(path: Path) -> bool:
             if head.startswith(_EBML) and (answer := _matroska_ends_early(file, size)) is not None:
                 return answer
         # It may crash what opens it.
-        call_apart(partial(_open, path), video=path, settings=Settings())
+        call_apart(partial(_open, path), video=path, settings=load_settings(None))
         return False
     except (VideoError, PermissionError):
         return True

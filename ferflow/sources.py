@@ -173,6 +173,7 @@ def plan_jobs(
     # Those of a bucket are not all fetched again only to see that they are known.
     is_worth_it = not force and len(videos) > 1 and not all(map(is_local, videos))
     known = KnownSources(results).look() if is_worth_it else {}
+    claimed = claims.claimed()
     seen: dict[str, Path] = {}
     for source in videos:
         version = model_version()
@@ -194,6 +195,9 @@ def plan_jobs(
                         take_out(results, video_id)
                 else:
                     is_elsewhere = True
+            elif video_id in claimed:
+                with claims.hold(video_id):
+                    pass
             yield Job(
                 *(source, file, video_id, tag, version, earlier),
                 is_elsewhere=is_elsewhere,

@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 
 from ferflow.claims import Claims, Owner, this_process
+from ferflow.config import Settings
+from ferflow.errors import VideoError
+from ferflow.sources import open_results, plan_jobs
+from ferflow.stages import record_failure
 from ferflow.storage import Results, place
 
 ELSEWHERE = Owner("other", "another machine", 1, "1")
@@ -150,3 +154,18 @@ def test_a_claim_given_up_while_it_is_being_renewed_is_not_written_again(results
         time.sleep(0.2)
     time.sleep(0.5)
     assert not list(results.root.rglob("v.*"))
+
+
+def test_the_claim_of_a_process_that_died_after_its_last_step_is_removed(make_video, results, tmp_path):
+    # Seen to stay for ever where a finished video's claims are not looked at.
+    video = make_video(tmp_path / "clip.mp4")
+    results, settings = open_results(results.root), Settings()
+    (job,) = plan_jobs([video], results, model_version=lambda: "1", settings=settings)
+    record_failure(video, VideoError("broken."), results, video_id=job.video_id, model_version="1", settings=settings)
+    job.close()
+    dead = Owner("dead", this_process().host, 2**22 + 1, "0")
+    Claims(results, owner=dead)._take(job.video_id)
+    assert list(results.claims.iterdir()) != []
+    (again,) = plan_jobs([video], results, model_version=lambda: "1", settings=settings)
+    assert again.earlier is not None
+    assert list(results.claims.iterdir()) == []

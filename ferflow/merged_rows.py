@@ -352,6 +352,35 @@ def find_faces(results: Results, video_id: str) -> tuple[FaceColumns, Analysis] 
     return None
 
 
+def find_rows(results: Results, table: str, video_id: str) -> pa.Table | None:
+    """A video's rows of a table with all its columns, wherever they stand; None if the table does not know it.
+
+    Raises:
+        VideoError: a file is damaged.
+    """
+    small = results.rows(table, video_id)
+    for attempt in range(_ATTEMPTS):
+        with (
+            holding_tables(results.root),
+            contextlib.suppress(FileNotFoundError),
+            _damage_told(small),
+            open_table(small) as file,
+        ):
+            return file.read()
+        place = find_big(results.table(table), video_id)
+        if place is None and attempt:
+            return None
+        if place is None:
+            continue  # It may have become a small one again meanwhile.
+        with (
+            contextlib.suppress(FileNotFoundError),
+            _damage_told(place.path),
+            open_table(place.path, pre_buffer=False) as file,
+        ):
+            return _Rows(file, file.schema_arrow.names).read(place.first_row, place.row_count)
+    return None
+
+
 def stream_videos(path: Path, columns: Sequence[str]) -> Iterator[tuple[Analysis, Iterator[np.ndarray]]]:
     """Read some columns of a file of the faces table, of one video or of many, a piece at a time.
 

@@ -259,6 +259,19 @@ def write_video(path: Path, summary: VideoSummary, *, parts: Path) -> None:
         pq.write_table(pa.Table.from_pylist([row], schema=VIDEOS_SCHEMA), part)
 
 
+def write_rows(path: Path, rows: pa.Table) -> None:
+    """Write some rows of a table for a person to take away: as Parquet, or as CSV if the name ends so."""
+    if path.suffix == ".csv":
+        import pyarrow.csv
+
+        # CSV knows no categories.
+        plain = [field.type.value_type if pa.types.is_dictionary(field.type) else field.type for field in rows.schema]
+        names = rows.schema.names
+        pyarrow.csv.write_csv(rows.cast(pa.schema(list(zip(names, plain, strict=True)))), path)
+    else:
+        pq.write_table(rows, path, compression="zstd")
+
+
 def read_video(path: Path) -> VideoSummary | None:
     """Read what `write_video` wrote; None when there is no such file."""
     try:

@@ -15,7 +15,7 @@ def _page(show: Callable[[], None], title: str, icon: str, url_path: str) -> Non
 
 def main() -> None:
     """Show the page that is asked for."""
-    st.set_page_config(page_title="ferflow", page_icon=":material/mood:", layout="wide")
+    st.set_page_config(page_title="ferflow", page_icon="🙂", layout="wide")
     st.session_state.pages = {}
     _page(drop.show, "Drop", "upload", "drop")
     _page(videos_page.show, "Videos", "video_library", "videos")

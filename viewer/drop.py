@@ -1,8 +1,158 @@
-"""not yet"""
+"""files that somebody drops on the page -> the inbox; then how far each is, and what was found"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import streamlit as st
 
+from ferflow.errors import FerflowError, VideoError
+from ferflow.merged_rows import find_video
+from ferflow.progress import AtWork, find_progress, list_progress
+from ferflow.records import VideoSummary
+from viewer import theme, video
+from viewer.settings import results, watching
+from viewer.uploads import SUFFIXES, safe_name, take_upload
+
+_LOOK_SECONDS = 1.0
+_WAITS_LONG_SECONDS = 60.0
+# A watch takes a file up after some seconds, or when it is done with those before it.
+
+
+@dataclass(frozen=True, slots=True)
+class _Dropped:
+    """A file that was dropped here."""
+
+    name: str
+    """How it is called."""
+    video_id: str | None
+    """Hash of its bytes; None if it was refused."""
+    refusal: str | None
+    """Why it was refused."""
+    dropped_at: float
+    """When, seconds since 1970."""
+
 
 def show() -> None:
-    """Show the page."""
-    st.title("drop")
+    """Take files, and show what becomes of them."""
+    told = watching()
+    theme.title("Drop a video", "See which emotions the faces in it show, frame by frame.")
+    dropped: list[_Dropped] = st.session_state.setdefault("dropped", [])
+    turn = st.session_state.setdefault("turn", 0)
+    # Of another key after each turn, so that it is empty again and lets go of the bytes.
+    given = st.file_uploader(
+        "Videos",
+        type=[suffix.removeprefix(".") for suffix in SUFFIXES],
+        accept_multiple_files=True,
+        key=f"files-{turn}",
+        label_visibility="collapsed",
+        max_upload_size=told.max_upload_mb,
+    )
+    if given:
+        for file in given:
+            with st.spinner(theme.plain(f"Taking {safe_name(file.name)} …")):
+                dropped.insert(0, _take(file, file.name))
+        st.session_state["turn"] = turn + 1
+        st.rerun()
+    _show_dropped()
+
+
+def _take(file: object, name: str) -> _Dropped:
+    try:
+        upload = take_upload(file, name, watching(), results())  # type: ignore[arg-type]
+    except VideoError as error:
+        return _Dropped(safe_name(name), None, str(error), time.time())
+    except (FerflowError, OSError) as error:
+        why = f"{safe_name(name)}: it cannot be put into the inbox ({error}); tell whoever runs this page."
+        return _Dropped(safe_name(name), None, why, time.time())
+    return _Dropped(upload.name, upload.video_id, None, time.time())
+
+
+@st.fragment(run_every=_LOOK_SECONDS)
+def _show_dropped() -> None:
+    """How far each file is; looked at again and again."""
+    dropped: list[_Dropped] = st.session_state.dropped
+    mine = {file.video_id for file in dropped}
+    try:
+        others = [state for state in list_progress(results()) if state.video_id not in mine]
+        summaries = {file.video_id: find_video(results(), file.video_id) for file in dropped if file.video_id}
+    except (FerflowError, OSError) as error:
+        st.error(theme.plain(f"The results cannot be read at the moment: {error}"), icon=":material/error:")
+        return
+    for file in dropped:
+        with theme.card():
+            _show_one(file, summaries.get(file.video_id) if file.video_id else None)
+    if others:
+        st.subheader("At work now")
+        for state in others:
+            with theme.card():
+                st.markdown(f"**{theme.plain(Path(state.source).name)}**")
+                _show_progress(state)
+    if not dropped and not others:
+        _show_how_it_works()
+
+
+def _show_one(file: _Dropped, summary: VideoSummary | None) -> None:
+    st.markdown(f"**{theme.plain(file.name)}**")
+    if file.video_id is None:
+        theme.problem(file.refusal or "")
+        return
+    if summary is not None and summary.status == "done":
+        _show_result(summary)
+        return
+    state = find_progress(results(), file.video_id)
+    if state is not None:
+        _show_progress(state)
+    elif summary is not None:
+        theme.problem(f"This video could not be analysed: {summary.error}")
+    else:
+        _show_waiting(time.time() - file.dropped_at)
+
+
+def _show_result(summary: VideoSummary) -> None:
+    left, right = st.columns([3, 2], gap="medium", vertical_alignment="center")
+    with left:
+        st.write(theme.plain(video.sentence(summary)))
+        video.link(summary.video_id, "See when, and who", icon=":material/arrow_forward:")
+    if summary.emotion_shares is not None:
+        with right:
+            texts = [f"{share:.0%}" for share in summary.emotion_shares]
+            theme.bars(summary.emotion_shares, texts, label="Share of the time of each emotion")
+
+
+def _show_progress(state: AtWork) -> None:
+    frames = (
+        f"{state.frames_done:,} of {state.frames_expected:,}" if state.frames_expected else f"{state.frames_done:,}"
+    )
+    left = "" if state.seconds_left is None else f", about {_roughly(state.seconds_left)} left"
+    st.progress(min(max(state.share, 0.0), 1.0), text=f"{100 * state.share:.0f} %: {frames} frames{left}")
+
+
+def _show_waiting(seconds: float) -> None:
+    st.progress(0.0, text="Queued: it is taken up in a few seconds, or after the videos before it.")
+    if seconds > _WAITS_LONG_SECONDS:
+        st.info(
+            "Nobody has begun with it yet. If nothing happens, see whether `ferflow up` or `ferflow watch` is running.",
+            icon=":material/hourglass_empty:",
+        )
+
+
+def _show_how_it_works() -> None:
+    with theme.card():
+        st.markdown(
+            "**What happens then**\n\n"
+            "1. The video is put into the inbox, and analysed in a minute or so for each minute of video.\n"
+            "2. Here you see how far it is, then what was found.\n"
+            "3. It stays among all videos, with a timeline, any frame of it, and its rows to take away.\n\n"
+            "Nothing leaves the machine that this page runs on. The same video again gives its earlier result at once."
+        )
+
+
+def _roughly(seconds: float) -> str:
+    """How long something takes, as a person says it."""
+    if seconds < 55:
+        return f"{max(round(seconds / 5) * 5, 5)} seconds"
+    if seconds < 90:
+        return "a minute"
+    minutes = round(seconds / 60)
+    return f"{minutes} minutes" if minutes < 90 else f"{seconds / 3600:.1f} hours"

@@ -4,5 +4,7 @@ from pathlib import Path
 
 from streamlit.starlette import App
 
-app = App(Path(__file__).with_name("app.py"))
+from viewer.files import routes
+
+app = App(Path(__file__).with_name("app.py"), routes=routes)
 """The page, with the routes by which a browser fetches annotated videos and tables a piece at a time."""

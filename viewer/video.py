@@ -1,8 +1,339 @@
-"""not yet"""
+"""one video's rows and annotated file -> its page: what was found, when, and any frame of it"""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
 import streamlit as st
+
+from ferflow.emotions import EMOTIONS
+from ferflow.errors import FerflowError
+from ferflow.frames import read_frame_times
+from ferflow.merged_rows import find_faces, find_rows, find_video
+from ferflow.records import FaceColumns, Segment, VideoSummary
+from ferflow.summary import emotion_of_rows
+from viewer import files, theme
+from viewer.frames import faces_at, frame_jpeg
+from viewer.prefect_run import run_url
+from viewer.settings import results
+from viewer.timeline import clock, show_timeline
+
+_MOST_LANES = 12
+_MOST_PILLS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the page shows of a video, read once."""
+
+    faces: FaceColumns
+    """All its rows."""
+    segments: Sequence[Segment]
+    """Who showed what when."""
+    tracks: Sequence[int]
+    """The people, those seen longest first."""
+    counts: Sequence[int]
+    """Faces that showed each of EMOTIONS."""
+    annotated: Path | None
+    """The annotated video on this machine."""
+    times: np.ndarray
+    """When each frame of it appears."""
 
 
 def show() -> None:
-    """Show the page."""
-    st.title("video")
+    """Show the video that the address names."""
+    video_id = st.query_params.get("video", "")
+    if not video_id:
+        _nothing("No video is chosen", "Choose one from the table of all videos, or drop a new one.")
+        return
+    try:
+        summary = find_video(results(), video_id) if files.is_video_id(video_id) else None
+        if summary is None:
+            _nothing("There is no such video", "Its result may have been removed, or the address is not complete.")
+            return
+        if summary.status == "failed":
+            _show_failed(summary)
+            return
+        with st.spinner("Reading what was found …"):
+            found = _find(video_id, summary.processed_at)
+    except (FerflowError, OSError) as error:
+        st.error(f"The results cannot be read at the moment: {error}", icon=":material/error:")
+        return
+    _show(summary, found)
+
+
+def link(video_id: str, label: str, icon: str | None = None) -> None:
+    """A link to the page of a video."""
+    st.page_link(st.session_state.pages["video"], label=label, icon=icon, query_params={"video": video_id})
+
+
+def sentence(summary: VideoSummary) -> str:
+    """What was found in a video, for a person."""
+    assert summary.info is not None
+    length = clock(summary.info.duration_seconds)
+    if summary.emotion_shares is None:
+        return f"No face was found in {length} of video."
+    who = "One person" if summary.track_count == 1 else f"{summary.track_count} people"
+    return (
+        f"{who} in {length} of video, mostly {summary.dominant_emotion}: {max(summary.emotion_shares):.0%} of the time."
+    )
+
+
+def name_of(summary: VideoSummary) -> str:
+    """The file's name."""
+    return summary.source.replace("\\", "/").rpartition("/")[2]
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _find(video_id: str, processed_at: datetime) -> _Found:
+    """Read a video's rows; those of another analysis are others."""
+    place = results()
+    summary = find_video(place, video_id)
+    known = find_faces(place, video_id)
+    rows = find_rows(place, "segments", video_id)
+    if summary is None or known is None or rows is None:
+        raise FerflowError("this video's result is being written anew; look again in a moment.")
+    faces = known[0]
+    segments = [Segment(**{name: row[name] for name in Segment.__dataclass_fields__}) for row in rows.to_pylist()]
+    tracks, inverse = np.unique(faces.track_id, return_inverse=True)
+    seconds = np.bincount(inverse, weights=faces.frame_seconds, minlength=len(tracks))
+    counts = np.bincount(emotion_of_rows(faces, segments), minlength=len(EMOTIONS))
+    annotated = files.local_file(place, summary.annotated_path)
+    return _Found(
+        faces=faces,
+        segments=segments,
+        tracks=tracks[np.argsort(-seconds, kind="stable")].tolist(),
+        counts=counts.tolist(),
+        annotated=annotated,
+        times=np.zeros(0) if annotated is None else read_frame_times(annotated),
+    )
+
+
+def _nothing(title: str, advice: str) -> None:
+    with theme.card():
+        st.title(title)
+        st.write(advice)
+        with st.container(horizontal=True):
+            st.page_link(st.session_state.pages["videos"], label="All videos", icon=":material/video_library:")
+            st.page_link(st.session_state.pages["drop"], label="Drop a video", icon=":material/upload:")
+
+
+def _show_failed(summary: VideoSummary) -> None:
+    theme.title(name_of(summary), "This video could not be analysed.")
+    theme.problem(summary.error or "Nothing is known of the reason.")
+    st.write("It is tried again when the file changes, or when an analysis is started with *force*.")
+    _show_facts(summary)
+
+
+def _show(summary: VideoSummary, found: _Found) -> None:
+    theme.title(name_of(summary), sentence(summary))
+    if summary.error:
+        st.warning(theme.plain(f"Note: {summary.error}"), icon=":material/warning:")
+    at = f"at-{summary.video_id}"
+    if at not in st.session_state:
+        st.session_state[at] = _first_moment(found)
+    left, right = st.columns([3, 2], gap="medium")
+    with left:
+        _show_player(summary, found)
+    with right:
+        _show_shares(summary, found)
+    _show_moments(summary, found, at)
+    _show_downloads(summary, found)
+    _show_facts(summary)
+
+
+def _show_player(summary: VideoSummary, found: _Found) -> None:
+    if found.annotated is None:
+        st.info("There is no annotated copy of this video: it was analysed without, or the file was removed.")
+        return
+    start = st.session_state.get(f"play-{summary.video_id}", 0.0)
+    url = files.url_of(summary.video_id, files.ANNOTATED)
+    assert summary.info is not None
+    ratio = f"{summary.info.width} / {summary.info.height}"
+    theme.html(
+        f'<video class="ff-player" controls playsinline preload="metadata" style="aspect-ratio: {ratio}" '
+        f'aria-label="The annotated video" src="{url}#t={start:.3f}"></video>'
+    )
+
+
+def _show_shares(summary: VideoSummary, found: _Found) -> None:
+    if summary.emotion_shares is None:
+        with theme.card():
+            st.markdown("**No face was found**")
+            st.write("Faces that are very small, turned away, covered or dark may be missed.")
+        return
+    with theme.card():
+        st.markdown("**Share of the time, and number of faces**")
+        theme.bars(
+            summary.emotion_shares,
+            [f"{share:.0%} · {count:,}" for share, count in zip(summary.emotion_shares, found.counts, strict=True)],
+            label="Share of the time of each emotion",
+        )
+
+
+@st.fragment
+def _show_moments(summary: VideoSummary, found: _Found, at: str) -> None:
+    """The timeline and the frame at a moment, which change together."""
+    video_id = summary.video_id
+    assert summary.info is not None
+    if found.tracks:
+        st.subheader("Who showed what, and when")
+        track = _choose_track(found, video_id)
+        tracks = found.tracks[:_MOST_LANES] if track is None else [track]
+
+        def jump() -> None:
+            start = st.session_state[f"lanes-{video_id}"].jump
+            if start is not None:
+                st.session_state[at] = _nearest(found.times, start)
+                st.session_state[f"play-{video_id}"] = start
+
+        lanes = show_timeline(
+            found.segments,
+            tracks,
+            end_seconds=summary.info.duration_seconds,
+            now_seconds=found.times[st.session_state[at]] if len(found.times) else 0.0,
+            key=f"lanes-{video_id}",
+            on_jump=jump,
+        )
+        hidden = len(found.tracks) - _MOST_LANES
+        more = f" {hidden} more, seen for less time, can be chosen above." if track is None and hidden > 0 else ""
+        st.caption(f"A row for each person, by number. A click on a stretch leads to it.{more}")
+        if lanes.jump is not None:
+            st.rerun()  # The player, too, goes there.
+    else:
+        track = None
+    if len(found.times):
+        st.subheader("Frame by frame")
+        _show_frame(found, video_id, at, track)
+
+
+def _choose_track(found: _Found, video_id: str) -> int | None:
+    """The person to show alone; None for everyone."""
+    if len(found.tracks) == 1:
+        return None
+    options = [None, *found.tracks]
+
+    def name(track: int | None) -> str:
+        return "Everyone" if track is None else f"#{track}"
+
+    if len(options) > _MOST_PILLS:
+        return st.selectbox("Person", options, format_func=name, key=f"track-{video_id}", width=200)
+    return st.pills("Person", options, default=None, format_func=name, key=f"track-{video_id}", required=False)
+
+
+def _show_frame(found: _Found, video_id: str, at: str, track: int | None) -> None:
+    times = found.times
+    _show_slider(times, video_id, at)
+    seconds = float(times[st.session_state[at]])
+    left, right = st.columns([3, 2], gap="medium")
+    with left:
+        assert found.annotated is not None
+        picture = frame_jpeg(found.annotated, seconds)
+        if picture is None:
+            st.warning("This frame cannot be decoded.")
+        else:
+            place = f"Frame {st.session_state[at]:,} of 0 to {len(times) - 1:,}, at {_exact(seconds)}"
+            st.image(picture, width="stretch", alt=place)
+            st.caption(f"{place}. Labels in the picture average over half a second, the bars are of this frame alone.")
+    with right:
+        shown = [face for face in faces_at(found.faces, seconds) if track in (None, face.track_id)]
+        if not shown:
+            with theme.card():
+                st.write("No face in this frame." if track is None else f"#{track} is not in this frame.")
+        for face in shown[:_MOST_LANES]:
+            with theme.card():
+                best = EMOTIONS[int(np.argmax(face.probabilities))]
+                st.markdown(f"**#{face.track_id}** looks {best} in this frame")
+                theme.bars(
+                    face.probabilities,
+                    [f"{probability:.0%}" for probability in face.probabilities],
+                    label=f"Probabilities of #{face.track_id}",
+                )
+
+
+def _show_slider(times: np.ndarray, video_id: str, at: str) -> None:
+    """A slider by time or by frame, and a step to either side; all three move the same moment."""
+    last = len(times) - 1
+    if last < 1:
+        return
+    slider = f"slider-{video_id}"
+
+    def slide() -> None:
+        value = st.session_state[slider]
+        st.session_state[at] = int(value) if unit == "frames" else _nearest(times, value)
+
+    def step(by: int) -> None:
+        st.session_state[at] = min(max(st.session_state[at] + by, 0), last)
+
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        unit = st.segmented_control(
+            "Move by", ["time", "frames"], default="time", required=True, key=f"unit-{video_id}"
+        )
+        st.button("Back", icon=":material/chevron_left:", on_click=step, args=(-1,), help="One frame back")
+        st.button("On", icon=":material/chevron_right:", on_click=step, args=(1,), help="One frame on")
+    index = st.session_state[at]
+    # Of another kind for each unit: a slider that changes from seconds to frames is another slider.
+    slider = f"{slider}-{unit}"
+    if unit == "frames":
+        st.session_state[slider] = index
+        st.slider("Frame", 0, last, key=slider, on_change=slide)
+    else:
+        st.session_state[slider] = float(times[index])
+        step_seconds = float(np.median(np.diff(times)))
+        st.slider(
+            "Time", float(times[0]), float(times[-1]), step=step_seconds, format="%.2f s", key=slider, on_change=slide
+        )
+
+
+def _show_downloads(summary: VideoSummary, found: _Found) -> None:
+    st.subheader("Take it away")
+    there = [(files.PARQUET, "Rows as Parquet"), (files.CSV, "Rows as CSV")]
+    there += [(files.ANNOTATED, "Annotated video")] if found.annotated else []
+    there += [(files.TIMELINE, "Timeline picture")] if summary.timeline_path else []
+    links = "".join(
+        f'<a class="ff-download" download href="{files.url_of(summary.video_id, name)}">{label}</a>'
+        for name, label in there
+    )
+    theme.html(f'<div class="ff-downloads">{links}</div>')
+
+
+def _show_facts(summary: VideoSummary) -> None:
+    facts = [("File", summary.source)]
+    if (info := summary.info) is not None:
+        facts += [
+            ("Picture", f"{info.width} × {info.height}, {info.frame_count:,} frames, {info.fps:.4g} a second"),
+            ("Faces", f"{summary.face_count:,} in all frames, {summary.track_count} people"),
+        ]
+    facts += [
+        ("Analysed", f"{summary.processed_at:%d %B %Y, %H:%M} UTC, in {clock(summary.processing_seconds)}"),
+        ("Model", summary.model_version),
+    ]
+    with st.expander("About this result"):
+        theme.facts(facts)
+        run = _run_url(summary.video_id)
+        if run:
+            st.link_button("Its run in Prefect", run, icon=":material/open_in_new:")
+
+
+@st.cache_data(ttl=60, max_entries=1000, show_spinner=False)
+def _run_url(video_id: str) -> str | None:
+    return run_url(video_id)
+
+
+def _first_moment(found: _Found) -> int:
+    """The first frame with a face."""
+    return _nearest(found.times, float(found.faces.pts_seconds[0])) if len(found.faces.pts_seconds) else 0
+
+
+def _nearest(times: np.ndarray, seconds: float) -> int:
+    """The frame that is shown at a time."""
+    return max(int(np.searchsorted(times, seconds + 1e-3, side="right")) - 1, 0)
+
+
+def _exact(seconds: float) -> str:
+    """A moment to the hundredth."""
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    return f"{hours}:{minutes:02d}:{rest:05.2f}" if hours else f"{minutes}:{rest:05.2f}"

@@ -1,0 +1,105 @@
+"""an address such as /results/<video>/annotated.mp4 -> that file of the results, a piece at a time
+
+So no video is held in memory, and a browser can jump in it. Only what the results' own tables name is given out, and
+only what lies within the results.
+"""
+
+import hashlib
+import re
+import tempfile
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
+
+from starlette.background import BackgroundTask
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from ferflow.errors import FerflowError
+from ferflow.merged_rows import find_rows, find_video
+from ferflow.records import VideoSummary
+from ferflow.rows import write_rows
+from ferflow.storage import Results, fetched, is_local, part_file, stat_file, workspace
+from viewer.settings import results
+
+ANNOTATED, TIMELINE, PARQUET, CSV = "annotated.mp4", "timeline.png", "faces.parquet", "faces.csv"
+"""What there is of each video."""
+
+_MOST_COPIES = 20
+# Of a bucket's files, kept on this machine.
+_SCRATCH = Path(tempfile.gettempdir()) / "ferflow-viewer"
+
+
+def is_video_id(text: str) -> bool:
+    """Whether a text can be a video's id: no path, no pattern, nothing that a page or a query would take for more."""
+    return re.fullmatch(r"[0-9a-f]{16}", text) is not None
+
+
+def url_of(video_id: str, name: str) -> str:
+    """The address of a file of a video, from the page's own root."""
+    return f"/results/{quote(video_id)}/{name}"
+
+
+def local_file(place: Results, named: str | None) -> Path | None:
+    """A file that a row of the videos table names, on this machine; None if there is none, or not within the results.
+
+    Of a bucket's file a copy is kept until many others have been looked at.
+    """
+    if not named or ".." in PurePosixPath(named).parts or PurePosixPath(named).is_absolute():
+        return None
+    path = place.root / named
+    if is_local(path):
+        # A link within the results may lead out of them.
+        is_within = path.resolve().is_relative_to(place.root.resolve())
+        return path if is_within and path.is_file() else None
+    try:
+        tag = stat_file(path).tag
+    except OSError:
+        return None
+    folder = workspace(_SCRATCH)
+    copy = folder / f"{hashlib.sha256(f'{path} {tag}'.encode()).hexdigest()[:32]}{path.suffix}"
+    if not copy.exists():
+        kept = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
+        for old in kept[: max(len(kept) - _MOST_COPIES + 1, 0)]:
+            old.unlink(missing_ok=True)
+        with fetched(path) as file, part_file(copy, folder=_SCRATCH) as part:
+            file.replace(part)
+    return copy
+
+
+async def _answer(request: Request) -> Response:
+    video_id, name = request.path_params["video_id"], request.path_params["name"]
+    if not is_video_id(video_id):
+        return PlainTextResponse("There is no such video.", 404)
+    try:
+        return await run_in_threadpool(_file, results(), video_id, name)
+    except (FerflowError, OSError):
+        return PlainTextResponse("The results cannot be read at the moment.", 503)
+
+
+def _file(place: Results, video_id: str, name: str) -> Response:
+    summary = find_video(place, video_id)
+    if summary is not None and name in (ANNOTATED, TIMELINE):
+        file = local_file(place, summary.annotated_path if name == ANNOTATED else summary.timeline_path)
+        if file is not None:
+            return FileResponse(file, filename=_called(summary, file.suffix), content_disposition_type="inline")
+    if summary is not None and name in (PARQUET, CSV):
+        rows = find_rows(place, "faces", video_id)
+        if rows is not None:
+            with tempfile.NamedTemporaryFile(suffix=Path(name).suffix, delete=False) as made:
+                path = Path(made.name)
+            write_rows(path, rows)
+            return FileResponse(
+                path, filename=_called(summary, path.suffix), background=BackgroundTask(path.unlink, missing_ok=True)
+            )
+    return PlainTextResponse("There is no such file of this video.", 404)
+
+
+def _called(summary: VideoSummary, suffix: str) -> str:
+    """How a file is called when it is taken away."""
+    return f"{Path(summary.source).stem}{suffix}"
+
+
+routes = [Route("/results/{video_id}/{name}", _answer, methods=["GET", "HEAD"])]
+"""What `viewer.server` adds to the page's own addresses."""

@@ -16,7 +16,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 LIMITS = {"max_megapixels", "max_frames", "max_memory_gb", "max_seconds_per_frame", "patience_seconds"}
 """Settings that decide whether a video is analysed, not what comes out: results made under other limits stand."""
 
-_RESULT_VERSION = 1
+_RESULT_VERSION = 2
 # Raise it when a change of the code changes results that are already there: then they are made anew.
 
 

@@ -103,7 +103,7 @@ class Claims:
             OSError: the results folder is not to be read.
         """
         names = (file.path.name for file in list_files(self._folder))
-        return {name.partition(".")[0] for name in names if not path.startswith(".")}
+        return {name.partition(".")[0] for name in names if not name.startswith(".")}
 
     def is_lost(self, video_id: str) -> bool:
         """Whether a claim that is held here was taken by another, because this process was not seen for long."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ferflow.emotions import EMOTIONS
+from ferflow.errors import VideoError
 from ferflow.merged_rows import find_big
 from ferflow.mirror import Mirror
 from ferflow.storage import Results, holding_tables, is_local
@@ -200,7 +201,10 @@ class Library:
         return [_totals(row) for row in rows]
 
     def strips(self, video_ids: Sequence[str]) -> dict[str, tuple[Stretch, ...]]:
-        """Which emotion most faces showed, over the time of each of these videos; nothing where there was no face.
+        """Which emotion most faces showed, over the time of each of these videos.
+
+        Args:
+            video_ids: of videos with faces; for others it is looked in vain.
 
         Raises:
             ConfigError: there is no such bucket, or its key is missing or wrong.
@@ -220,8 +224,9 @@ class Library:
             for path, video_id in zip(list(paths), video_ids, strict=True):
                 if not path.is_file():
                     del paths[path]
-                    place = find_big(folder, video_id, look_again=False) or find_big(folder, video_id)
-                    paths |= {} if place is None else {place.path: None}
+                    with contextlib.suppress(VideoError):  # A damaged file: its videos have no strip.
+                        place = find_big(folder, video_id)
+                        paths |= {} if place is None else {place.path: None}
             return _strips(self._read_strips(list(paths), video_ids))
 
     def _read_strips(self, paths: Sequence[Path], video_ids: Sequence[str]) -> list[tuple[Any, ...]]:

@@ -47,7 +47,7 @@ class Sight:
     seconds: float
     """When the picture came, from the first one on."""
     boxes_xyxy: np.ndarray
-    """float64 (n, 4), in parts of the picture's width and height: a browser sends smaller ones when the line is slow."""
+    """float64 (n, 4), in parts of the picture's width and height: browsers send smaller ones over slow lines."""
     track_ids: np.ndarray
     """int64 (n,), the person."""
     probabilities: np.ndarray

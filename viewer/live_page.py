@@ -10,6 +10,7 @@ import streamlit as st
 
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import FerflowError
+from viewer import theme
 from viewer.live import SHOWN_SECONDS, LiveFaces, Sight
 from viewer.strip import STYLE, Stretch, legend_html, strip_html
 from viewer.theme import EMOTION_COLORS, INK_COLORS
@@ -28,10 +29,10 @@ def show() -> None:
     from streamlit_webrtc import WebRtcMode, webrtc_streamer
 
     st.html(f"<style>{STYLE}{_STYLE}</style>")
-    st.title("Live")
-    st.caption(
+    theme.title(
+        "Live",
         "What your camera sees is looked at on the machine that serves this page and goes nowhere else. "
-        "Nothing is recorded unless you ask for it below."
+        "Nothing is recorded unless you ask for it.",
     )
     if not _may_use_camera(st.context.url or ""):
         st.warning(
@@ -126,7 +127,8 @@ def _show_now(live: LiveFaces, *, is_playing: bool) -> None:
         st.html('<div class="ff-hint"><b>No face is seen.</b><br>Come nearer, or turn towards the light.</div>')
     else:
         rate = sum(sights[-1].seconds - sight.seconds < 2 for sight in sights) / 2
-        st.html(_now_html(sights[-1]) + f'<p class="ff-rate">{rate:.0f} pictures a second are looked at.</p>')
+        _show_people(sights[-1])
+        st.caption(f"{rate:.0f} pictures a second are looked at.")
 
 
 def _show_timeline(live: LiveFaces) -> None:
@@ -148,21 +150,13 @@ def _show_keeping(live: LiveFaces) -> None:
             st.button("Forget it", on_click=live.forget_kept, icon=":material/delete:")
 
 
-def _now_html(sight: Sight) -> str:
-    people = []
-    for track_id, emotion_number, row in zip(sight.track_ids, sight.emotions, sight.probabilities, strict=True):
-        emotion = EMOTIONS[emotion_number]
-        bars = "".join(
-            f'<span>{name}</span><i><b style="width:{100 * share:.0f}%;background:{EMOTION_COLORS[name]}"></b></i>'
-            f"<em>{share:.0%}</em>"
-            for name, share in zip(EMOTIONS, row, strict=True)
-        )
+def _show_people(sight: Sight) -> None:
+    people = list(zip(sight.track_ids, sight.emotions, sight.probabilities, strict=True))
+    for track_id, number, row in people[:_MOST_LANES]:
+        emotion = EMOTIONS[number]
         style = f"background:{EMOTION_COLORS[emotion]};color:{INK_COLORS[emotion]}"
-        people.append(
-            f'<div class="ff-person"><h4>Person {track_id} <span class="ff-tag" style="{style}">{emotion}</span></h4>'
-            f'<div class="ff-seven">{bars}</div></div>'
-        )
-    return "".join(people[:_MOST_LANES])
+        st.html(f'<h4>Person {track_id} <span class="ff-tag" style="{style}">{emotion}</span></h4>')
+        theme.bars(row.tolist(), [f"{share:.0%}" for share in row], label=f"Person {track_id}")
 
 
 def _timeline_html(sights: Sequence[Sight], now: float) -> str:
@@ -198,15 +192,7 @@ def _strip(sights: Sequence[Sight], track_id: int, now: float) -> list[Stretch]:
 
 _STYLE = """
 .ff-hint {border: 1px dashed rgba(128,128,128,.5); border-radius: .5rem; padding: 2rem 1rem; text-align: center}
-.ff-person {margin-bottom: 1rem}
-.ff-person h4 {padding: 0 0 .5rem; font-size: 1rem}
 .ff-tag {padding: .1rem .6rem; border-radius: 1rem; font-size: .9rem; margin-left: .5rem}
-.ff-seven {display: grid; grid-template-columns: max-content 1fr 3rem; gap: .3rem .75rem; align-items: center;
-    font-size: .875rem; font-variant-numeric: tabular-nums}
-.ff-seven i {height: .7rem; border-radius: .35rem; overflow: hidden; background: rgba(128,128,128,.15)}
-.ff-seven b {display: block; height: 100%}
-.ff-seven em {font-style: normal; text-align: right}
-.ff-rate {font-size: .8rem; opacity: .75}
 .ff-lanes {display: grid; grid-template-columns: max-content 1fr; gap: .4rem .75rem; align-items: center;
     font-size: .875rem}
 .ff-ticks {display: flex; justify-content: space-between; opacity: .75; font-size: .75rem}

@@ -8,6 +8,7 @@ import streamlit as st
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import FerflowError
 from models.store import InstalledModel, ModelStore, Promotion, Verdict
+from viewer import theme
 from viewer.theme import escaped
 
 _CARD_FILE, _RELIABILITY_FILE = "MODEL_CARD.md", "reliability.png"
@@ -25,7 +26,7 @@ _SPLITS = {
 def show() -> None:
     """Show the page."""
     st.html(f"<style>{_STYLE}</style>")
-    st.title("Model")
+    theme.title("Model", "What names the emotions, and how well it does that.")
     try:
         store = ModelStore()
         models, promotions = store.versions(), store.promotions()
@@ -38,7 +39,7 @@ def show() -> None:
         st.error("No emotion model can be read. Install ferflow again.", icon=":material/error:")
         return
     model = _choose(models, in_use)
-    st.html(_facts_html(model))
+    _show_facts(model)
     if model.verdict is not None:
         _show_verdict(model.verdict)
     quality, training, card, versions = st.tabs(["How well it does", "How it learnt", "Card", "All versions"])
@@ -77,26 +78,27 @@ def _state(model: InstalledModel) -> str:
     return "came with ferflow" if model.is_shipped else "installed"
 
 
-def _facts_html(model: InstalledModel) -> str:
+def _show_facts(model: InstalledModel) -> None:
     description = model.description
     test = _mapping(description.metrics.get("test"))
-    facts = {
-        "accuracy": _percent(test.get("accuracy")),
-        "macro-F1": f"{test['macro_f1']:.3f}" if _is_number(test.get("macro_f1")) else "–",
-        "calibration error": _percent(test.get("calibration_error")),
-        "test images": f"{test['image_count']:,}" if _is_number(test.get("image_count")) else "–",
-        "face crop": f"{description.crop_size_px} px",
-    }
-    tiles = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in facts.items())
     trained = [
         "came with ferflow" if model.is_shipped else "added here",
         f"trained on {description.saved_at[:10]}" if description.saved_at else "",
         f"by commit {description.commit[:8]}" if description.commit else "",
     ]
     about = ", ".join(part for part in trained if part)
-    return (
+    st.html(
         f'<p class="ff-version"><b>{escaped(description.version)}</b> <span class="ff-state">{_state(model)}</span> '
-        f'{escaped(about)}</p><div class="ff-tiles">{tiles}</div>'
+        f"{escaped(about)}</p>"
+    )
+    theme.tiles(
+        [
+            ("accuracy", _percent(test.get("accuracy"))),
+            ("macro-F1", f"{test['macro_f1']:.3f}" if _is_number(test.get("macro_f1")) else "–"),
+            ("calibration error", _percent(test.get("calibration_error"))),
+            ("test images", f"{test['image_count']:,}" if _is_number(test.get("image_count")) else "–"),
+            ("face crop", f"{description.crop_size_px} px"),
+        ]
     )
 
 
@@ -104,7 +106,7 @@ def _show_verdict(verdict: Verdict) -> None:
     show = st.success if verdict.decision == "promoted" else st.warning
     done = "Taken into use" if verdict.decision == "promoted" else "Refused"
     heading = f"{done} on {verdict.decided_at.date().isoformat()}, compared with {verdict.compared_with}:"
-    show("\n".join([heading, "", *(f"- {_plain(reason)}" for reason in verdict.reasons)]), icon=":material/gavel:")
+    show("\n".join([heading, "", *(f"- {theme.plain(reason)}" for reason in verdict.reasons)]), icon=":material/gavel:")
 
 
 def _show_quality(model: InstalledModel) -> None:
@@ -241,19 +243,11 @@ def _percent(share: object) -> str:
     return f"{100 * share:.1f} %" if isinstance(share, int | float) else "–"
 
 
-def _plain(text: str) -> str:
-    """Words that Markdown takes as they are."""
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#+-.!|$:~" else letter for letter in text)
-
-
 _STYLE = """
 .ff-version {margin: 0 0 .5rem}
 .ff-version b {font-size: 1.15rem}
 .ff-state {border: 1px solid currentColor; border-radius: 1rem; padding: .05rem .6rem; font-size: .8rem;
     margin: 0 .5rem}
-.ff-tiles {display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; margin: .25rem 0 .75rem}
-.ff-tiles b {display: block; font-size: 1.5rem; font-weight: 600; line-height: 1.2; font-variant-numeric: tabular-nums}
-.ff-tiles span {font-size: .875rem; opacity: .75}
 .ff-confusion {width: 100%; border-collapse: separate; border-spacing: 2px; table-layout: fixed; font-size: .875rem;
     font-variant-numeric: tabular-nums}
 .ff-confusion th, .ff-confusion td {border: 0; padding: 0; font-weight: 400; text-align: center}
@@ -266,8 +260,7 @@ _STYLE = """
 .ff-versions tbody th {font-weight: 600}
 .ff-why {width: 50%}
 @media (max-width: 760px) {
-    .ff-tiles {gap: .5rem 1.5rem}
-    .ff-confusion {font-size: .75rem; border-spacing: 1px}
+        .ff-confusion {font-size: .75rem; border-spacing: 1px}
     .ff-confusion thead th {height: 4.5rem; vertical-align: bottom}
     .ff-confusion thead span {writing-mode: vertical-rl; transform: rotate(180deg)}
     .ff-confusion td {height: 2.2rem}

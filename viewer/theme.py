@@ -39,6 +39,10 @@ h1.ff-title {font-size: 1.75rem; font-weight: 650; line-height: 1.25; margin: 0;
     overflow-wrap: anywhere}
 .ff-facts {display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.25rem; margin: 0; font-size: .9375rem}
 .ff-facts dt {color: #4b5563} .ff-facts dd {margin: 0; overflow-wrap: anywhere}
+.ff-tiles {display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; margin: .25rem 0 .75rem}
+.ff-tiles b {display: block; font-size: 1.5rem; font-weight: 600; line-height: 1.2; font-variant-numeric: tabular-nums}
+.ff-tiles span {font-size: .875rem; color: #4b5563}
+@media (max-width: 760px) {.ff-tiles {gap: .5rem 1.5rem}}
 .ff-downloads {display: flex; flex-wrap: wrap; gap: .6rem}
 a.ff-download {color: #145fb4; border: 1px solid #b8c1cc; border-radius: .5rem; padding: .45rem .9rem; text-decoration: none}
 a.ff-download:hover {border-color: #145fb4; background: #f3f5f8}
@@ -98,6 +102,12 @@ def facts(rows: Sequence[tuple[str, str]]) -> None:
     """What is known, line by line."""
     lines = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in rows)
     html(f'<dl class="ff-facts">{lines}</dl>')
+
+
+def tiles(rows: Sequence[tuple[str, str]]) -> None:
+    """A few numbers that are to be seen at once, each above its name."""
+    shown = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in rows)
+    html(f'<div class="ff-tiles">{shown}</div>')
 
 
 def _printable(text: str) -> str:

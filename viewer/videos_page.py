@@ -10,6 +10,7 @@ import streamlit as st
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import ConfigError
 from ferflow.storage import Results
+from viewer import theme
 from viewer.library import ORDERS, STATUSES, Choice, Library, ListedVideo, Order, Status, Totals
 from viewer.settings import results
 from viewer.strip import STYLE, Stretch, legend_html, shares_html, strip_html
@@ -24,7 +25,7 @@ _MOST_FOLDERS = 500
 def show() -> None:
     """Show the page."""
     st.html(f"<style>{STYLE}{_STYLE}</style>")
-    st.title("Videos")
+    theme.title("Videos", "What was found in all of them, side by side.")
     _show_library()
 
 
@@ -51,10 +52,10 @@ def _show_library() -> None:
         st.info("No video fits these filters.", icon=":material/filter_alt_off:")
         st.button("Show all videos", on_click=_forget_choice)
         return
-    st.html(_totals_html(totals))
+    _show_totals(totals)
     first = _choose_page(totals.videos)
     videos = library.videos(choice, order, first=first, count=_VIDEOS_A_PAGE)
-    strips = library.strips([video.video_id for video in videos])
+    strips = library.strips([video.video_id for video in videos if video.face_count])
     st.html(_table_html(videos, strips, _time_zone()))
     with st.expander("Totals of each folder", icon=":material/folder:"):
         st.html(_folders_html(library.folders(choice)))
@@ -164,19 +165,18 @@ def _time_zone() -> tzinfo:
         return UTC
 
 
-def _totals_html(totals: Totals) -> str:
-    facts = {
-        "videos": f"{totals.videos:,}",
-        "failed": f"{totals.failed:,}",
-        "without a face": f"{totals.without_face:,}",
-        "of video": _duration(totals.duration_seconds),
-        "faces": _short_number(totals.face_count),
-        "of work": _duration(totals.processing_seconds),
-    }
-    tiles = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in facts.items())
-    return (
-        f'<div class="ff-tiles">{tiles}</div>{shares_html(totals.emotion_shares)}{legend_html(totals.emotion_shares)}'
+def _show_totals(totals: Totals) -> None:
+    theme.tiles(
+        [
+            ("videos", f"{totals.videos:,}"),
+            ("failed", f"{totals.failed:,}"),
+            ("without a face", f"{totals.without_face:,}"),
+            ("of video", _duration(totals.duration_seconds)),
+            ("faces", _short_number(totals.face_count)),
+            ("of work", _duration(totals.processing_seconds)),
+        ]
     )
+    st.html(f"{shares_html(totals.emotion_shares)}{legend_html(totals.emotion_shares)}")
 
 
 def _table_html(videos: Sequence[ListedVideo], strips: dict[str, tuple[Stretch, ...]], zone: tzinfo) -> str:
@@ -251,9 +251,6 @@ def _when(moment: datetime) -> str:
 
 
 _STYLE = """
-.ff-tiles {display: flex; flex-wrap: wrap; gap: .5rem 2.5rem; margin: .25rem 0 .75rem}
-.ff-tiles b {display: block; font-size: 1.5rem; font-weight: 600; line-height: 1.2; font-variant-numeric: tabular-nums}
-.ff-tiles span {font-size: .875rem; opacity: .75}
 .ff-nothing {text-align: center; padding: 2rem 1rem 0}
 .ff-videos {width: 100%; border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums}
 .ff-videos th, .ff-videos td {border: 0; border-bottom: 1px solid rgba(128,128,128,.25); padding: .5rem .6rem .5rem 0;
@@ -277,8 +274,7 @@ _STYLE = """
     .ff-videos tbody th, .ff-videos .ff-wide {width: 100%; max-width: none}
     .ff-videos td[data-name]:not([data-name="Mostly"])::before {content: attr(data-name) " "; opacity: .7}
     .ff-videos td:empty {display: none}
-    .ff-tiles {gap: .5rem 1.5rem}
-    .st-key-filters {display: grid; grid-template-columns: 1fr 1fr}
+        .st-key-filters {display: grid; grid-template-columns: 1fr 1fr}
     .st-key-filters > div {width: 100% !important}
     .st-key-filters > div:nth-child(1), .st-key-filters > div:nth-child(4) {grid-column: span 2}
 }

@@ -11,6 +11,7 @@ COPY models models
 COPY training training
 COPY tasks tasks
 COPY flows flows
+COPY viewer viewer
 COPY configs configs
 COPY prefect.yaml ./
 RUN uv sync --locked --no-dev --no-cache \

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from prefect_server import end, eventually
 
 FERFLOW = Path(sys.executable).with_name("ferflow")
@@ -52,6 +52,7 @@ def started_browser(*options: str) -> Iterator[Browser]:
         if os.environ.get("CI"):
             pytest.fail("chromium is missing, and CI may skip nothing: install chromium")
         pytest.skip("no browser: `sudo apt-get install chromium`")
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium, args=[*CHROMIUM_OPTIONS, *options])
         try:

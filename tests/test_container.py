@@ -39,9 +39,10 @@ def test_only_this_machine_reaches_the_page_and_nobody_runs_as_root():
     done = compose(**PASSWORDS)
     assert done.returncode == 0, done.stderr
     services = yaml.safe_load(done.stdout)["services"]
-    assert [port for service in services.values() for port in service.get("ports", [])] == ["127.0.0.1:4200:4200/tcp"]
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+    assert ports == ["127.0.0.1:4200:4200/tcp", "127.0.0.1:8501:8501/tcp"]
     ours = {name: service for name, service in services.items() if name != "database"}
-    assert ours.keys() == {"server", "deployments", "watch", "worker"}
+    assert ours.keys() == {"server", "deployments", "watch", "worker", "viewer"}
     assert {service["user"] for service in ours.values()} == {"10001"}
     assert all(service["read_only"] for service in ours.values())
     assert all(service["environment"]["PREFECT_API_AUTH_STRING"] == "admin:a" for service in ours.values())

@@ -1,4 +1,4 @@
-"""`ferflow up` for real: in an empty folder, with its server, its serving process and its watcher."""
+"""`ferflow up` for real: in an empty folder, with its server, its serving process, its watcher and its viewer."""
 
 import base64
 import contextlib
@@ -21,9 +21,11 @@ import pyarrow.parquet as pq
 import pytest
 from prefect_server import eventually
 
+from ferflow.storage import content_id
 from ferflow.watch_settings import load_watch_settings
 from flows.automations import DEAD_RUNS
 from flows.deployments import offers
+from viewer.prefect_run import run_url
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 
@@ -50,6 +52,11 @@ class Up:
     @property
     def page(self) -> str:
         (line,) = (line for line in self.said.splitlines() if line.startswith("Prefect's page"))
+        return line.split()[2]
+
+    @property
+    def viewer(self) -> str:
+        (line,) = (line for line in self.said.splitlines() if line.startswith("Your videos"))
         return line.split()[2]
 
     def ask(self, path: str, question: Any = None) -> Any:
@@ -160,6 +167,7 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
 def test_it_says_where_everything_is(up):
     assert f"copy them into {up.folder}/inbox\n" in up.said
     assert f"{up.folder}/results\n" in up.said
+    assert f"Your videos     {up.viewer}   drop one here" in up.said
     assert up.said.endswith("Ctrl-C stops everything.\n")
     assert (up.folder / "inbox").is_dir()
     assert (up.folder / "results").is_dir()
@@ -234,11 +242,26 @@ def test_a_wrong_path_is_answered_with_a_sentence(up):
     assert run["state"]["message"] == "/no/such/folder: there is no such file or folder; check the name."
 
 
-def test_a_video_copied_into_the_inbox_is_analysed(up, make_video, grace_hopper):
+def test_a_video_copied_into_the_inbox_is_analysed(up, make_video, grace_hopper, monkeypatch):
     made = make_video(up.folder / "made" / "talk.mp4", frame_count=4, image=grace_hopper)
     shutil.copy(made, up.folder / "inbox" / "talk.mp4")
     eventually(lambda: "talk.mp4" in rows(up.folder), f"the video; {up.logs}")
     assert rows(up.folder)["talk.mp4"]["status"] == "done"
+    # From its page a person finds the run in Prefect.
+    monkeypatch.setenv("PREFECT_API_URL", f"{up.page}/api")
+    link = eventually(lambda: run_url(content_id(made)), "the link to the run")
+    run = up.ask(f"api/flow_runs/{link.rpartition('/')[2]}")
+    assert (link.startswith(f"{up.page}/runs/flow-run/"), run["name"]) == (True, "analyze 1 video: talk.mp4")
+
+
+def test_the_viewer_is_there_for_this_machine_alone(up):
+    def answers() -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{up.viewer}/_stcore/health", timeout=5) as answer:
+            return answer.read() == b"ok"
+        return False
+
+    eventually(answers, f"the viewer; {up.logs}")
+    assert up.viewer.startswith("http://127.0.0.1:85")
 
 
 def test_a_model_that_is_added_can_be_chosen(up, two_models):
@@ -346,7 +369,7 @@ def test_killed_with_9_it_leaves_no_process_and_with_a_password_all_works(tmp_pa
 def test_ctrl_c_leaves_no_process(up, make_video, grace_hopper):
     # The last of the file, because it ends what the others ask.
     begin_long_run(up, make_video, grace_hopper)
-    assert len(processes_in(up.folder)) >= 6
+    assert len(processes_in(up.folder)) >= 7
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(60) == 0
     assert processes_in(up.folder) == {}

@@ -1,14 +1,80 @@
-"""The page as a whole, seen with a real browser."""
+"""The page, used as a person uses it: a real browser, a real watch, real clips."""
 
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
-from browser import serve_viewer
-from playwright.sync_api import expect
+from browser import FERFLOW, opened, serve_viewer
+from playwright.sync_api import Page, expect
+from prefect_server import end, eventually
+
+from ferflow.merged_rows import find_video
+from ferflow.progress import Teller
+from ferflow.sources import open_results
+from ferflow.storage import content_id
+from viewer.files import local_file
+from viewer.prefect_run import run_url
+
+CLIP = "happy_then_angry_same_track.mp4"
+ODD_NAME = "<img src=x onerror=alert(1)> & 'Tom' \"x\" *a* `b` $c$.mp4"
+
+
+@contextlib.contextmanager
+def watching(folder: Path) -> Iterator[None]:
+    """`ferflow watch` in a folder."""
+    (folder / "quick.toml").write_text("settle_seconds = 0.5\nsecond_look_seconds = 1\n")
+    with (folder / "watch.log").open("wb") as log:
+        process = subprocess.Popen(
+            [FERFLOW, "watch", "--no-prefect", "--config", "quick.toml"],
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        end(process)
 
 
 @pytest.fixture(scope="module")
 def viewer(tmp_path_factory):
-    with serve_viewer(tmp_path_factory.mktemp("empty")) as started:
+    folder = tmp_path_factory.mktemp("page")
+    with serve_viewer(folder) as started, watching(folder):
         yield started
+
+
+@pytest.fixture(scope="module")
+def clip(viewer, shared, browser):
+    """The id of a real clip that was dropped on the page, when its result is shown there."""
+    file = shared / "videos" / CLIP
+    with opened(browser) as page:
+        drop(page, viewer.url, file)
+        expect(page.get_by_text("Queued").or_(page.get_by_text("frames,")).first).to_be_visible()
+        expect(page.get_by_text("One person in 5.8 s of video, mostly happy")).to_be_visible(timeout=180_000)
+    return content_id(file)
+
+
+def drop(page: Page, url: str, *files: Path) -> None:
+    page.goto(url)
+    page.locator("input[type=file]").set_input_files(files)
+
+
+def open_video(page: Page, viewer, video_id: str) -> None:
+    page.goto(f"{viewer.url}/video?video={video_id}")
+    expect(page.get_by_text("Frame by frame")).to_be_visible()
+    expect(page.get_by_role("slider")).to_be_visible()
 
 
 @pytest.mark.parametrize("name", ["Videos", "Video", "Model", "Live"])
@@ -16,4 +82,209 @@ def test_each_page_opens_without_any_result(viewer, page, name):
     page.goto(viewer.url)
     page.get_by_role("link", name=name, exact=True).click()
     expect(page.get_by_role("heading", level=1)).to_be_visible()
-    expect(page.get_by_text("Traceback")).to_have_count(0)
+    expect(page.get_by_test_id("stException")).to_have_count(0)
+
+
+def test_a_dropped_clip_is_analysed_and_its_result_shown_without_a_reload(viewer, clip, shared):
+    (landed,) = [path for path in (viewer.folder / "inbox").iterdir() if path.name == CLIP]
+    assert landed.read_bytes() == (shared / "videos" / CLIP).read_bytes()
+
+
+def test_the_same_bytes_again_give_the_earlier_result_at_once(viewer, clip, page, shared, tmp_path):
+    again = shutil.copy(shared / "videos" / CLIP, tmp_path / "another name.mp4")
+    drop(page, viewer.url, Path(again))
+    page.get_by_role("link", name="See when, and who").click()
+    expect(page).to_have_url(f"{viewer.url}/video?video={clip}")
+    expect(page.get_by_role("heading", level=1)).to_have_text(CLIP)
+    assert not (viewer.folder / "inbox" / "another name.mp4").exists()
+
+
+def test_the_slider_moves_through_the_frames(viewer, clip, page):
+    open_video(page, viewer, clip)
+    expect(page.get_by_text("Frame 0 of 0 to 144, at 0:00.00")).to_be_visible()
+    before = page.get_by_test_id("stImage").locator("img").get_attribute("src")
+    slider = page.get_by_role("slider")
+    slider.focus()
+    slider.press("End")
+    expect(page.get_by_text("Frame 144 of 0 to 144, at 0:05.76")).to_be_visible()
+    expect(page.get_by_text("#0 looks angry in this frame")).to_be_visible()
+    assert page.get_by_test_id("stImage").locator("img").get_attribute("src") != before
+    page.get_by_role("button", name="Back").click()
+    expect(page.get_by_text("Frame 143 of 0 to 144, at 0:05.72")).to_be_visible()
+    page.get_by_text("frames", exact=True).click()
+    page.get_by_role("slider", name="Frame").press("ArrowRight")
+    expect(page.get_by_text("Frame 144 of")).to_be_visible()
+
+
+def test_the_bars_of_a_frame_are_the_probabilities_of_its_row(viewer, clip, page):
+    rows = pq.read_table(viewer.folder / "results" / "faces" / f"{clip}.parquet").to_pylist()
+    open_video(page, viewer, clip)
+    expect(page.get_by_text("Frame 0 of")).to_be_visible()
+    bars = page.get_by_role("group", name="Probabilities of #0")
+    shown = dict(
+        zip(bars.locator(".ff-name").all_inner_texts(), bars.locator(".ff-value").all_inner_texts(), strict=True)
+    )
+    assert shown == {emotion: f"{rows[0][emotion]:.0%}" for emotion in shown}
+    assert len(shown) == 7
+
+
+def test_a_click_on_a_segment_leads_to_it(viewer, clip, page):
+    segments = pq.read_table(viewer.folder / "results" / "segments" / f"{clip}.parquet").to_pylist()
+    assert [segment["emotion"] for segment in segments] == ["happy", "angry"]
+    open_video(page, viewer, clip)
+    page.get_by_role("button", name="#0 angry from").click()
+    start = segments[1]["start_seconds"]
+    expect(page.get_by_text(f"at 0:{start:05.2f}")).to_be_visible()
+    expect(page.locator("video")).to_have_attribute("src", f"/results/{clip}/annotated.mp4#t={start:.3f}")
+    eventually(lambda: abs(page.locator("video").evaluate("video => video.currentTime") - start) < 0.05, "the player")
+
+
+def test_the_annotated_video_plays(viewer, clip, page):
+    open_video(page, viewer, clip)
+    video = page.locator("video")
+    eventually(lambda: video.evaluate("video => video.readyState") >= 2, "a frame of the video")
+    assert video.evaluate("video => [video.videoWidth, video.videoHeight]") == [640, 360]
+
+
+def test_rows_are_taken_away_as_csv_and_parquet(viewer, clip, page, tmp_path):
+    expected = pd.read_parquet(viewer.folder / "results" / "faces" / f"{clip}.parquet")
+    open_video(page, viewer, clip)
+    for label, read in (("Rows as CSV", pd.read_csv), ("Rows as Parquet", pd.read_parquet)):
+        with page.expect_download() as download:
+            page.get_by_role("link", name=label).click()
+        path = tmp_path / download.value.suggested_filename
+        download.value.save_as(path)
+        rows = read(path)
+        assert list(rows.columns) == list(expected.columns)
+        assert len(rows) == 145
+        for name in expected.columns:
+            if expected[name].dtype.kind == "f":
+                np.testing.assert_allclose(rows[name], expected[name], rtol=1e-6)
+            else:
+                assert rows[name].astype(str).tolist() == expected[name].astype(str).tolist()
+
+
+@pytest.mark.parametrize(("label", "begins"), [("Annotated video", b"ftyp"), ("Timeline picture", b"\x89PNG")])
+def test_pictures_are_taken_away(viewer, clip, page, tmp_path, label, begins):
+    open_video(page, viewer, clip)
+    with page.expect_download() as download:
+        page.get_by_role("link", name=label).click()
+    download.value.save_as(tmp_path / "taken")
+    assert begins in (tmp_path / "taken").read_bytes()[:12]
+    assert download.value.suggested_filename.startswith("happy_then_angry_same_track.")
+
+
+def test_a_broken_file_is_refused_with_its_reason(viewer, page, shared, tmp_path):
+    (tmp_path / "notes.mp4").write_text("These are no pictures.\n" * 20)
+    drop(page, viewer.url, shared / "videos" / "truncated_no_moov.mp4", tmp_path / "notes.mp4")
+    alerts = page.get_by_role("alert")
+    expect(alerts).to_have_count(2)
+    expect(alerts.last).to_have_text(
+        "truncated_no_moov.mp4: its index (moov) is missing: the recording or the copy was cut off; copy or record it "
+        "again."
+    )
+    expect(alerts.first).to_contain_text("notes.mp4: ")
+    assert not [
+        path.name for path in (viewer.folder / "inbox").iterdir() if path.name != CLIP and "img" not in path.name
+    ]
+
+
+def test_a_name_of_html_and_markdown_is_a_name(viewer, clip, page, make_video, tmp_path):
+    said: list[str] = []
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    odd = make_video(tmp_path / "odd" / "odd.mp4", frame_count=2)
+    odd = odd.rename(odd.with_name(ODD_NAME.replace("/", "")))
+    drop(page, viewer.url, odd)
+    # A browser itself writes the quotation marks in a name so.
+    kept = "_img src=x onerror=alert(1)_ & 'Tom' %22x%22 _a_ _b_ $c$.mp4"
+    expect(page.get_by_text(kept)).to_be_visible()
+    expect(page.get_by_text("No face was found in 0.2 s of video.")).to_be_visible(timeout=180_000)
+    page.get_by_role("link", name="See when, and who").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(kept)
+    expect(page.get_by_text("No face in this frame.")).to_be_visible()
+    assert said == []
+
+
+def test_a_video_that_failed_shows_its_reason(viewer, clip, page, tmp_path):
+    (viewer.folder / "inbox" / "empty.mp4").write_bytes(b"")
+    video_id = content_id(viewer.folder / "inbox" / "empty.mp4")
+    results = open_results(viewer.folder / "results")
+    eventually(lambda: find_video(results, video_id), "the failed row")
+    page.goto(f"{viewer.url}/video?video={video_id}")
+    expect(page.get_by_role("alert")).to_have_text("the file is empty (0 bytes); copy or record it again.")
+
+
+def test_work_on_a_video_is_shown_with_the_time_left(viewer, clip, page):
+    results = open_results(viewer.folder / "results")
+    teller = Teller(results, "0123456789abcdef", "/inbox/long.mp4", stages=2)
+    teller._began_at = teller._told_at = time.time() - 60
+    teller.tell(0, 1000, 4000)
+    try:
+        page.goto(viewer.url)
+        expect(page.get_by_text("12 %: 1,000 of 4,000 frames, about 7 minutes left")).to_be_visible()
+    finally:
+        teller.end()
+    expect(page.get_by_text("At work now")).to_have_count(0)
+
+
+@pytest.mark.parametrize("video_id", ["../../../etc/passwd", "..%2f..", "*", "0123456789abcdef", "' or 1=1 --"])
+def test_an_address_reads_nothing_but_results(viewer, clip, page, video_id):
+    page.goto(f"{viewer.url}/video?video={video_id}")
+    expect(page.get_by_role("heading", name="There is no such video")).to_be_visible()
+    with pytest.raises(urllib.error.HTTPError, match=r"40[04]"):
+        urllib.request.urlopen(
+            f"{viewer.url}/results/{urllib.request.quote(video_id, safe='')}/annotated.mp4", timeout=60
+        )
+
+
+def test_a_row_that_names_a_file_outside_of_the_results_gives_nothing(viewer, clip):
+    results = open_results(viewer.folder / "results")
+    (viewer.folder / "results" / "annotated" / "out.mp4").symlink_to("/etc/hostname")
+    assert local_file(results, f"annotated/{next((viewer.folder / 'results' / 'annotated').glob('happy*')).name}")
+    for named in ("/etc/hostname", "../view.log", "annotated/../../view.log", "annotated/out.mp4", "", None):
+        assert local_file(results, named) is None
+
+
+def test_a_part_of_a_video_can_be_asked_for(viewer, clip):
+    request = urllib.request.Request(f"{viewer.url}/results/{clip}/annotated.mp4", headers={"Range": "bytes=4-7"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert (answer.status, answer.read()) == (206, b"ftyp")
+
+
+def test_the_page_asks_nobody_else_and_an_upload_wants_its_token(viewer, clip, page):
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for path in ("", f"video?video={clip}"):
+        page.goto(f"{viewer.url}/{path}")
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+    own = (viewer.url, viewer.url.replace("http", "ws"), "data:", "blob:")
+    assert [url for url in asked if not url.startswith(own)] == []
+    request = urllib.request.Request(f"{viewer.url}/_stcore/upload_file/a/b", b"x", method="PUT")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(request, timeout=60)
+
+
+@pytest.mark.parametrize("path", ["", "video"])
+def test_nothing_is_wider_than_a_phone(viewer, clip, browser, path):
+    with opened(browser, width=390, height=844) as page:
+        page.goto(f"{viewer.url}/{path}" + (f"?video={clip}" if path else ""))
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        page.wait_for_timeout(1500)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.get_by_test_id("stMain").evaluate("main => main.scrollWidth - main.clientWidth") <= 0
+
+
+def test_it_listens_on_this_machine_alone(viewer):
+    port = int(viewer.url.rpartition(":")[2])
+    listening = [
+        line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"
+    ]
+    assert [address.split(":")[0] for address in listening if address.endswith(f":{port:04X}")] == ["0100007F"]
+
+
+def test_without_a_prefect_server_there_is_no_link_to_a_run(clip, monkeypatch):
+    """With one there is, see test_up.py."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    assert run_url(clip) is None
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    assert run_url(clip) is None

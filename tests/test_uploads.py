@@ -1,0 +1,104 @@
+"""A dropped file reaches the inbox under a safe name, whole or not at all."""
+
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ferflow.errors import VideoError
+from ferflow.sources import list_videos, open_results
+from ferflow.storage import content_id
+from ferflow.watch_settings import load_watch_settings
+from viewer.uploads import safe_name, take_upload
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("talk.mp4", "talk.mp4"),
+        ("Gespräch mit Zoë 3.MP4", "Gespräch mit Zoë 3.mp4"),
+        ("../../etc/passwd.mp4", "passwd.mp4"),
+        ("C:\\Users\\me\\talk.mov", "talk.mov"),
+        ("<script>alert('x')</script>.mp4", "script_.mp4"),
+        ('a<b>"c"|d?*.mp4', "a_b__c__d__.mp4"),
+        (".hidden.mp4", "hidden.mp4"),
+        ("~tmp.mp4", "tmp.mp4"),
+        ("-rf.mp4", "rf.mp4"),
+        ("gpj\u202e4pm.exe.mp4", "gpj4pm.exe.mp4"),
+        ("a\x00b\nc\u200b.mp4", "abc.mp4"),
+        ("   .mp4", "video.mp4"),
+        ("…/..mp4", "video.mp4"),
+        ("x" * 300 + ".mp4", "x" * 120 + ".mp4"),
+        ("日本語" * 60 + ".webm", "日本語" * 13 + "日.webm"),
+    ],
+)
+def test_a_name_becomes_one_that_harms_nothing(name, safe):
+    assert safe_name(name) == safe
+
+
+@given(st.text())
+def test_no_name_leaves_the_inbox_or_hides_in_it(name):
+    safe = safe_name(name)
+    assert safe
+    assert Path(safe).name == safe
+    assert safe.isprintable()
+    assert not safe.startswith((".", "~", "-"))
+    assert len(safe.encode()) < 255 or len(safe.rpartition(".")[2]) > 100
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "inbox").mkdir()
+    watching = load_watch_settings(None, sources=[str(tmp_path / "inbox")], results=str(tmp_path / "results"))
+    return watching, open_results(tmp_path / "results"), tmp_path / "inbox"
+
+
+def test_a_video_lands_whole_under_its_name(place, make_video, tmp_path):
+    watching, results, inbox = place
+    video = make_video(tmp_path / "made" / "a.mp4", frame_count=2)
+    with video.open("rb") as file:
+        upload = take_upload(file, "../Talk.MP4", watching, results)
+    assert (upload.name, upload.video_id) == ("Talk.mp4", content_id(video))
+    assert [(found.path.name, found.size_bytes) for found in list_videos(inbox)] == [("Talk.mp4", video.stat().st_size)]
+
+
+def test_another_video_of_the_same_name_replaces_none_and_the_same_one_lies_there_once(place, make_video, tmp_path):
+    watching, results, inbox = place
+    for frame_count in (2, 3, 2):
+        video = make_video(tmp_path / "made" / "a.mp4", frame_count=frame_count)
+        with video.open("rb") as file:
+            take_upload(file, "talk.mp4", watching, results)
+    other = make_video(tmp_path / "made" / "b.mp4", frame_count=3)
+    assert sorted(path.name for path in inbox.iterdir()) == [f"talk-{content_id(other)[:8]}.mp4", "talk.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("notes.txt", b"text", "notes.txt: this is no kind of video that is taken here; drop one of .mp4 .mov"),
+        ("video", b"text", "video: this is no kind of video that is taken here"),
+        ("empty.mp4", b"", "empty.mp4: the file is empty (0 bytes)"),
+        ("text.mp4", b"no pictures" * 50, "text.mp4: "),
+        ("large.mp4", b"0" * (1024 * 1024 + 1), "large.mp4: this is larger than 1 MB, which is as much as is taken"),
+    ],
+)
+def test_what_is_no_video_is_refused_in_a_sentence_and_leaves_nothing(place, name, content, sentence):
+    watching, results, inbox = place
+    watching = watching.model_copy(update={"max_upload_mb": 1})
+    with pytest.raises(VideoError) as refused:
+        take_upload(io.BytesIO(content), name, watching, results)
+    assert str(refused.value).startswith(sentence)
+    assert "/" not in str(refused.value)
+    assert list(inbox.iterdir()) == []
+
+
+def test_a_bucket_takes_it_as_one_object(bucket, make_video, tmp_path):
+    watching = load_watch_settings(None, sources=[str(bucket / "inbox")], results=str(bucket / "results"))
+    results = open_results(bucket / "results")
+    video = make_video(tmp_path / "a.mp4", frame_count=2)
+    with video.open("rb") as file:
+        upload = take_upload(file, "a.mp4", watching, results)
+    assert [found.path.name for found in list_videos(bucket / "inbox")] == ["a.mp4"]
+    assert upload.video_id == content_id(video)

@@ -77,9 +77,13 @@ class Pieces:
                 if is_ours and number in self.missing():
                     yield number
 
-    def close(self) -> None:
+    def close(self, claims: Claims) -> None:
         """Remove the files: the faces of the whole are written, or will not be."""
         _remove(self.folder.parent)
+        for claimed in claims.claimed():
+            if claimed.startswith(f"{self.video_id}-"):
+                with claims.hold(claimed):  # Of a process that was killed; to give it up removes it.
+                    pass
 
 
 def open_pieces(
@@ -109,7 +113,7 @@ def open_pieces(
     folder = _folder(results, video_id, model_version, settings)
     pieces = Pieces(video_id, folder, tuple(cuts))
     if redo or find_pieces(results, video_id, model_version=model_version, settings=settings) != pieces:
-        pieces.close()
+        _remove(folder.parent)
         with part_file(folder / _CUTS_FILE, folder=results.parts) as part:
             part.write_text(json.dumps([str(cut) for cut in cuts]))
     return pieces

@@ -21,7 +21,7 @@ from flows.each_video import Stages, default_workers, process_each
 from flows.on_ray import on_ray
 from flows.run_page import Outcome, RunPage, stop_of_this_run, stopped_by
 from flows.server import find_server, result_on_server
-from models.apart import check_models
+from models.apart import check_models, help_apart, help_other_run
 from models.warm import version_in_use
 from tasks.video import analyze_video, annotate_video, summarize_video
 
@@ -80,7 +80,7 @@ def analyze_videos(
         check_models(settings)
         in_use = partial(version_in_use, settings.model)
         get_run_logger().info("%s, model %s, results in %s", _videos(len(videos)), in_use(), folder.root)
-        stages = Stages(analyze_video, annotate_video, summarize_video)
+        stages = Stages(analyze_video, annotate_video, summarize_video, help_apart, help_other_run)
         with RunPage(len(videos), folder, stop) as page, on_ray(ray, stages) as stages:
             process_each(
                 plan_jobs(videos, folder, model_version=in_use, settings=settings, force=force),

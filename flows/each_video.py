@@ -19,6 +19,9 @@ from ferflow.sources import Job
 from ferflow.stages import Progress, record_failure
 from ferflow.storage import Results, utf8
 
+_LOOK_SECONDS = 0.5
+# Between two looks for a long video to take a share in.
+
 
 @dataclass(frozen=True, slots=True)
 class Stages:
@@ -30,6 +33,10 @@ class Stages:
     """Video and its faces file -> the annotated video."""
     summarize: Callable[[Job, Path, Path | None, Results, Settings], Path]
     """Faces file and, if it is wanted, the annotated video -> the file with the video's row."""
+    help: Callable[[Job, Results, Settings, Progress], bool] | None = None
+    """Takes a share in the analysis of a long video that another thread is at; says whether there was one to take."""
+    help_other_run: Callable[[Job, Results, Settings, Progress], None] | None = None
+    """The same for a video that another run is at."""
 
 
 class Listener(Protocol):
@@ -70,7 +77,8 @@ def process_each(
     """Take video after video through its stages, each in one of a few threads.
 
     A thread takes its next video when it has finished one, so a video waits for nobody, results appear in the
-    order of the videos and a backlog of any length needs no more memory than `workers` videos.
+    order of the videos and a backlog of any length needs no more memory than `workers` videos. A long video is shared:
+    by threads that find no further video, and by as many more as there are processors.
 
     Args:
         jobs: what is to be done, asked for one by one; of those with an earlier result, and of copies, the
@@ -93,6 +101,9 @@ def process_each(
     stop = stop or threading.Event()
     ending = threading.Event()
     unforeseen: list[tuple[Job, Exception]] = []
+    shared: list[Job] = []
+    left = workers
+    none_left = threading.Event()
 
     def is_over() -> bool:
         return stop.is_set() or ending.is_set()
@@ -100,6 +111,32 @@ def process_each(
     def take() -> Job | None:
         with taking:
             return None if is_over() else next(jobs, None)
+
+    def heed_stop(*_: object) -> None:
+        if is_over():
+            raise Stopped("Stopped.")
+
+    @contextlib.contextmanager
+    def sharing(job: Job) -> Iterator[None]:
+        shared.append(job)
+        try:
+            yield
+        finally:
+            shared.remove(job)
+
+    def share() -> None:
+        """Take a share in the long videos that other threads are at, until no thread is at a video."""
+        with contextlib.suppress(Stopped):
+            while stages.help is not None and not none_left.is_set() and not is_over():
+                if not any(stages.help(job, results, settings, heed_stop) for job in [*shared]):
+                    none_left.wait(_LOOK_SECONDS)
+
+    def leave() -> None:
+        nonlocal left
+        with taking:
+            left -= 1
+            if left == 0:
+                none_left.set()
 
     def work() -> None:
         try:
@@ -109,6 +146,9 @@ def process_each(
                         if job.copy_of is not None:
                             listener.copied(job)
                         elif job.is_elsewhere:
+                            with sharing(job):
+                                if stages.help_other_run is not None:
+                                    stages.help_other_run(job, results, settings, heed_stop)
                             listener.elsewhere(job)
                         else:
                             listener.finished(job, job.earlier or process(job))
@@ -123,6 +163,9 @@ def process_each(
         except BaseException:
             ending.set()
             raise
+        finally:
+            leave()
+        share()
 
     def process(job: Job) -> VideoSummary:
         def go_on() -> None:
@@ -144,7 +187,8 @@ def process_each(
             return tell
 
         try:
-            faces_path = stages.analyze(job, results, settings, progress("faces"))
+            with sharing(job):
+                faces_path = stages.analyze(job, results, settings, progress("faces"))
             annotated_path = None
             if settings.annotate:
                 annotated_path = stages.annotate(job, faces_path, results, settings, progress("drawing"))
@@ -166,9 +210,10 @@ def process_each(
         assert summary is not None
         return summary
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="video") as pool:
+    helpers = max((os.cpu_count() or 1) - workers, 0)
+    with ThreadPoolExecutor(workers + helpers, thread_name_prefix="video") as pool:
         # In a copy of this thread's context each: by it a task knows the flow run that it belongs to.
-        threads = [pool.submit(contextvars.copy_context().run, work) for _ in range(workers)]
+        threads = [pool.submit(contextvars.copy_context().run, do) for do in [work] * workers + [share] * helpers]
         try:
             for thread in threads:
                 thread.result()

@@ -10,7 +10,7 @@ from ferflow.sources import Job, plan_jobs
 from ferflow.stages import summarize_video
 from ferflow.storage import Results
 from flows.each_video import Listener, Stages, process_each
-from models.apart import analyze_apart, annotate_apart, check_models
+from models.apart import analyze_apart, annotate_apart, check_models, help_apart, help_other_run
 from models.warm import version_in_use
 
 
@@ -47,7 +47,7 @@ def analyze_in_process(
     process_each(
         jobs,
         results,
-        Stages(analyze_apart, annotate_apart, _summarize),
+        Stages(analyze_apart, annotate_apart, _summarize, help_apart, help_other_run),
         settings=settings,
         workers=workers,
         listener=listener,

@@ -3,10 +3,13 @@
 import atexit
 import contextlib
 import threading
+from fractions import Fraction
 from pathlib import Path
 
 from ferflow.config import Settings
-from ferflow.stages import Progress, analyze_video
+from ferflow.frames import find_cuts
+from ferflow.pieces import Pieces
+from ferflow.stages import Progress, analyze_piece, analyze_video, is_analyzed
 from ferflow.storage import Results
 from models.emotion_classifier import DESCRIPTION_FILE, EmotionModel, read_description
 from models.face_detector import MediaPipeFaceDetector, VideoFaceFinder
@@ -108,13 +111,71 @@ def analyze_file(
     )
 
 
+def cuts_of_file(
+    file: Path,
+    results: Results,
+    *,
+    video_id: str,
+    model_version: str,
+    redo: bool,
+    settings: Settings,
+    progress: Progress,
+) -> tuple[Fraction, ...]:
+    """Where a video that is still to be analysed is cut into pieces; empty for one that is to be analysed in one go.
+
+    Raises:
+        VideoError: the video cannot be read.
+    """
+    if not redo and is_analyzed(results.rows("faces", video_id), model_version, settings):
+        return ()
+    return find_cuts(file, limits=settings.limits, progress=progress)
+
+
+def analyze_piece_of_file(
+    file: Path,
+    results: Results,
+    pieces: Pieces,
+    number: int,
+    *,
+    model: Path,
+    settings: Settings,
+    progress: Progress | None,
+) -> int:
+    """Find and score the faces of a piece with this thread's models; see `ferflow.stages.analyze_piece`.
+
+    Raises:
+        PieceError: it would not show what the whole video shows.
+        VideoError: the video cannot be read.
+        ModelError: a model cannot be used.
+    """
+    return analyze_piece(
+        file,
+        results,
+        pieces,
+        number,
+        detector=face_finder(),
+        classifier=warm_classifier(str(model)),
+        settings=settings,
+        progress=progress,
+    )
+
+
 def version_in_use(name: str) -> str:
     """The version that `warm_classifier` would give, without loading it.
 
     Raises:
         ModelError: there is no such model, or its description does not fit.
     """
-    return read_description(find_model(name)).version
+    return version_of(find_model(name))
+
+
+def version_of(model: Path) -> str:
+    """The version of the emotion model in a directory.
+
+    Raises:
+        ModelError: its description does not fit.
+    """
+    return read_description(model).version
 
 
 def _state(folder: Path) -> tuple[int, int] | None:

@@ -1,0 +1,93 @@
+"""The page of the emotion model, as a person sees it in a browser."""
+
+import re
+import shutil
+from datetime import UTC, datetime
+
+import pytest
+from browser import opened, serve_viewer
+from playwright.sync_api import expect
+
+from models.store import ModelStore, Verdict, shipped_model
+
+REASON = "On 120 new faces it is not surely better: *63 %* against <b>61 %</b>."
+CARD = "# A card\n\n![spy](https://example.org/spy.png)\n\nSeen by ![me](https://example.org/me.png) <script>1</script>"
+
+
+@pytest.fixture(scope="module")
+def viewer(tmp_path_factory, two_models):
+    """The model that comes with ferflow is in use; another was refused."""
+    folder = tmp_path_factory.mktemp("model")
+    store = ModelStore(folder / "models")
+    refused = store.root / two_models[0].name
+    shutil.copytree(two_models[0], refused)
+    (refused / "MODEL_CARD.md").write_text(CARD)
+    verdict = Verdict("refused", (REASON,), {}, datetime(2026, 11, 20, tzinfo=UTC), shipped_model().name)
+    store.keep_verdict(refused.name, verdict)
+    with serve_viewer(folder, FERFLOW_MODELS=str(store.root)) as started:
+        yield started
+
+
+@pytest.fixture
+def model(viewer, page):
+    """The page, open."""
+    page.goto(f"{viewer.url}/model")
+    expect(page.get_by_text("in use", exact=True)).to_be_visible()
+    return page
+
+
+def test_the_version_in_use_shows_its_numbers_confusion_and_reliability(model):
+    expect(model.locator(".ff-version")).to_contain_text(shipped_model().name)
+    expect(model.locator(".ff-tiles")).to_contain_text(re.compile("67.2 %\\s*accuracy"))
+    happy = model.locator(".ff-confusion tbody tr").filter(has_text="happy").locator("td")
+    expect(happy.nth(3)).to_have_text("91%")
+    picture = model.get_by_role("img").first
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
+
+
+def test_the_training_is_drawn(model):
+    model.get_by_role("tab", name="How it learnt").click()
+    expect(model.get_by_role("heading", name="Accuracy, %")).to_be_visible()
+    expect(model.locator("canvas, svg.marks").first).to_be_visible()
+
+
+def test_the_card_can_be_read(model):
+    model.get_by_role("tab", name="Card").click()
+    expect(model.get_by_role("heading", name="Data and split")).to_be_visible()
+
+
+def test_a_refused_version_says_why(model):
+    model.get_by_role("tab", name="All versions").click()
+    expect(model.locator(".ff-versions:visible tr").filter(has_text="refused")).to_contain_text(REASON)
+    model.get_by_role("combobox", name="Version").click()
+    model.get_by_role("option", name="refused").click()
+    expect(model.get_by_text(REASON).first).to_be_visible()
+    expect(model.get_by_text("Refused on 2026-11-20")).to_be_visible()
+
+
+def test_a_strangers_card_fetches_nothing(viewer, model):
+    asked = []
+    model.on("request", lambda request: asked.append(request.url))
+    model.get_by_role("combobox", name="Version").click()
+    model.get_by_role("option", name="refused").click()
+    model.get_by_role("tab", name="Card").click()
+    expect(model.get_by_role("heading", name="A card")).to_be_visible()
+    model.wait_for_timeout(500)
+    assert [url for url in asked if "example.org" in url] == []
+
+
+def test_on_a_phone_nothing_reaches_past_the_edge(viewer, browser):
+    with opened(browser, width=390) as page:
+        page.goto(f"{viewer.url}/model")
+        expect(page.locator(".ff-confusion")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_store_that_cannot_be_read_is_told_in_a_sentence(tmp_path, page):
+    store = tmp_path / "models"
+    store.mkdir()
+    (store / "promotions.jsonl").write_text("no list")
+    with serve_viewer(tmp_path, FERFLOW_MODELS=str(store)) as viewer:
+        page.goto(f"{viewer.url}/model")
+        expect(page.get_by_text("the list of promotions is damaged")).to_be_visible()

@@ -1,0 +1,137 @@
+"""The page of all videos, as a person sees it in a browser."""
+
+import re
+
+import pytest
+from browser import opened, serve_viewer
+from made_results import add_failure, add_video
+from playwright.sync_api import expect
+
+from ferflow.records import Segment
+from ferflow.sources import open_results
+from ferflow.storage import Results
+from viewer.theme import EMOTION_COLORS
+
+HARMFUL = """<img src=x onerror="document.title='harmed'">'&.mp4"""
+
+
+@pytest.fixture(scope="module")
+def viewer(tmp_path_factory):
+    """Sixty videos of two folders; the newest has failed, and one has a name that would do harm."""
+    folder = tmp_path_factory.mktemp("many")
+    results = open_results(folder / "results")
+    segments = [Segment(0, "sad", 0.0, 5.0, 0.9), Segment(0, "happy", 5.0, 10.0, 0.9)]
+    for number in range(56):
+        add_video(results, f"/study/old/{number:02}.mp4", emotion="neutral")
+    add_video(results, "/study/new/noon.mp4", emotion="happy", segments=segments)
+    add_video(results, "/study/new/nobody.mp4", face_count=0, dominant_emotion=None, emotion_shares=None)
+    add_video(results, f"/study/new/{HARMFUL}", emotion="fear")
+    add_failure(results, "/study/new/notes.mp4")
+    with serve_viewer(folder) as started:
+        yield started
+
+
+@pytest.fixture
+def videos(viewer, page):
+    """The page of all videos, open."""
+    page.goto(f"{viewer.url}/videos")
+    expect(rows(page).first).to_be_visible()
+    return page
+
+
+def rows(page):
+    return page.locator("table.ff-videos tbody tr:visible")
+
+
+def choose(page, label, option):
+    page.get_by_role("combobox", name=label).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_each_video_has_a_row_and_a_failure_its_reason(videos):
+    expect(rows(videos).first).to_contain_text("notes.mp4")
+    expect(rows(videos).first).to_contain_text("Failed This is a text file, not a video.")
+    expect(rows(videos).nth(2)).to_contain_text("No face was found.")
+    noon = rows(videos).nth(3)
+    expect(noon).to_contain_text(re.compile("noon.mp4.*happy 70%.*10.0 s", re.DOTALL))
+
+
+def test_a_strip_shows_the_emotions_over_the_time_of_a_video(videos):
+    style = rows(videos).nth(3).locator(".ff-strip").get_attribute("style")
+    assert f"{EMOTION_COLORS['sad']} 0% 50%,{EMOTION_COLORS['happy']} 50% 100%" in style
+
+
+def test_a_harmful_name_is_only_a_name(videos):
+    expect(videos.get_by_role("link", name=HARMFUL)).to_be_visible()
+    expect(videos.locator("table img")).to_have_count(0)
+    assert videos.title() != "harmed"
+
+
+def test_filters_leave_what_is_wanted_and_are_part_of_the_address(videos):
+    choose(videos, "Status", "failed")
+    expect(rows(videos)).to_have_count(1)
+    assert "status=failed" in videos.url
+    videos.reload()
+    expect(rows(videos)).to_have_count(1)
+    videos.get_by_label("Name").fill("nothing like this")
+    videos.get_by_label("Name").press("Enter")
+    expect(videos.get_by_text("No video fits these filters.")).to_be_visible()
+    videos.get_by_role("button", name="Show all videos").click()
+    expect(rows(videos)).to_have_count(50)
+
+
+def test_a_folder_can_be_looked_at_by_itself(videos):
+    choose(videos, "Folder", "new")
+    expect(rows(videos)).to_have_count(4)
+    expect(videos.locator(".ff-tiles")).to_contain_text(re.compile("4\\s*videos\\s*1\\s*failed\\s*1\\s*without a face"))
+
+
+def test_many_videos_are_shown_a_page_at_a_time_in_the_order_that_is_asked_for(videos):
+    choose(videos, "Order", "name")
+    expect(rows(videos).first).to_contain_text("00.mp4")
+    expect(videos.get_by_text("1 to 50 of 60")).to_be_visible()
+    videos.get_by_role("button", name="Next").click()
+    expect(videos.get_by_text("51 to 60 of 60")).to_be_visible()
+    expect(rows(videos)).to_have_count(10)
+
+
+def test_a_click_leads_to_the_page_of_the_video(videos):
+    videos.get_by_role("link", name="noon.mp4").click()
+    expect(videos).to_have_url(re.compile("/video\\?video=[0-9a-f]{16}"))
+    expect(videos.get_by_role("heading", name="noon.mp4")).to_be_visible()
+
+
+def test_what_is_finished_meanwhile_appears_by_itself(viewer, videos):
+    added = add_video(Results(viewer.folder / "results"), "/study/new/just now.mp4")
+    try:
+        expect(videos.get_by_role("link", name="just now.mp4")).to_be_visible()
+    finally:
+        Results(viewer.folder / "results").rows("videos", added.video_id).unlink()
+
+
+def test_a_damaged_table_is_told_and_the_rest_is_shown(viewer, videos):
+    damaged = viewer.folder / "results" / "videos" / "0123.parquet"
+    damaged.write_bytes(b"no table")
+    try:
+        expect(videos.get_by_text("damaged, and left out: 0123.parquet")).to_be_visible()
+        expect(rows(videos).first).to_be_visible()
+    finally:
+        damaged.unlink()
+
+
+def test_on_a_phone_nothing_reaches_past_the_edge(viewer, browser):
+    with opened(browser, width=390) as page:
+        page.goto(f"{viewer.url}/videos")
+        expect(rows(page).first).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        strip = rows(page).nth(3).locator(".ff-strip").bounding_box()
+        assert strip["x"] >= 0
+        assert 300 < strip["width"] <= 390
+
+
+def test_without_any_result_the_page_says_what_to_do(tmp_path, page):
+    with serve_viewer(tmp_path) as viewer:
+        page.goto(f"{viewer.url}/videos")
+        expect(page.get_by_text("No video has been analysed yet.")).to_be_visible()
+        page.get_by_role("link", name="Drop a video").click()
+        expect(page).to_have_url(re.compile("/$|/drop"))

@@ -36,9 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with MediaPipeFaceDetector() as detector, ExitStack() as models:
         alone = _alone(models)
-        print(
-            "Faces a frame and CPU ms a frame: each model by itself at 0.5, detect(), and VideoFaceFinder as a video uses it.\n"
-        )
+        print("Faces a frame and CPU ms a frame: each model at 0.5, detect(), and as in a video.\n")
         print(f"{'video':42}{'frames':>7}" + "".join(f"{way:>16}" for way in WAYS))
         for path in sorted(arguments.videos.iterdir()):
             try:

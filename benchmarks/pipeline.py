@@ -12,16 +12,19 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 
 from benchmarks.measure import run_python
 from ferflow.config import Settings
 from ferflow.faces import crop_gray, face_window
 from ferflow.frames import VideoReader
+from ferflow.looks import find_faces
+from ferflow.records import Frame
 from ferflow.sources import open_results
 from ferflow.stages import analyze_video, annotate_video, summarize_video
 from models.warm import face_finder, warm_classifier
@@ -115,7 +118,7 @@ def print_stages(video: Path) -> None:
         detecting = cpu(lambda: decode(face_finder().detect)) - decoding
         analysis = cpu(
             lambda: analyze_video(
-                video, results, video_id="0", detector=face_finder(), classifier=TimedClassifier(), settings=settings
+                video, results, video_id="0", detector=face_finder, classifier=TimedClassifier(), settings=settings
             )
         )
         annotation = cpu(lambda: annotate_video(video, faces, results, settings=settings))
@@ -144,17 +147,27 @@ def bare_loop(video: Path, target: Path) -> None:
         encoder = output.add_stream("libx264", rate=decoder.average_rate, options={"preset": "ultrafast", "crf": "25"})
         encoder.width, encoder.height = decoder.width // 2 * 2, decoder.height // 2 * 2
         encoder.pix_fmt = "yuv420p"
-        for picture in source.decode(decoder):
-            image = np.ascontiguousarray(picture.to_ndarray(format="rgb24"))
-            for face in detector.detect(image):
+        encoded: list[av.Packet] = []
+
+        def frames() -> Iterator[Frame]:
+            for index, picture in enumerate(source.decode(decoder)):
+                image = np.ascontiguousarray(picture.to_ndarray(format="rgb24"))
+                planes = cv2.cvtColor(image[: encoder.height, : encoder.width], cv2.COLOR_RGB2YUV_I420)
+                encoded.extend(encoder.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+                yield Frame(index, index / decoder.average_rate, 1 / decoder.average_rate, image)
+
+        for frame, faces in find_faces(frames(), detector):
+            image = frame.image_rgb
+            for face in faces:
                 crops.append(crop_gray(image, face_window(face, classifier.framing), size_px=classifier.crop_size_px))
             if len(crops) >= 32:
                 classifier.classify(np.stack(crops))
                 crops.clear()
-            output.mux(encoder.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            output.mux(encoded)
+            encoded.clear()
         if crops:
             classifier.classify(np.stack(crops))
-        output.mux(encoder.encode(None))
+        output.mux([*encoded, *encoder.encode(None)])
 
 
 def repeat(video: Path, target: Path, *, seconds: float) -> None:

@@ -249,9 +249,9 @@ def _crowd(bench: Bench, count: int) -> Path:
 def _write(path: Path, images: Iterable[np.ndarray], rate: Fraction) -> None:
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=rate, options={"preset": "veryfast", "crf": "20"})
-        for image in images:
-            stream.width, stream.height = image.shape[1] // 2 * 2, image.shape[0] // 2 * 2
-            stream.pix_fmt = "yuv420p"
+        for number, image in enumerate(images):
+            if not number:
+                stream.width, stream.height, stream.pix_fmt = *image.shape[1::-1], "yuv420p"
             output.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
         output.mux(stream.encode(None))
 

@@ -621,7 +621,8 @@ def _encoded(
         durations: dict[int, int] = {}
         for frame in frames:
             # FFmpeg's own conversion takes six to ten times as long, 9 ms a frame of 1080p.
-            picture = VideoFrame.from_ndarray(cv2.cvtColor(frame.image_rgb, cv2.COLOR_RGB2YUV_I420), format="yuv420p")
+            planes: np.ndarray = cv2.cvtColor(frame.image_rgb, cv2.COLOR_RGB2YUV_I420)
+            picture = VideoFrame.from_ndarray(planes, format="yuv420p")
             picture.time_base = encoder.time_base
             picture.pts = round(frame.pts / encoder.time_base)
             durations[picture.pts] = round(frame.duration / encoder.time_base)
@@ -646,6 +647,9 @@ def _sound_packets(source: InputContainer, output: OutputContainer) -> Iterator[
         return iter(())
     track = source.streams.audio[0]
     decoder = track.codec_context
+    if decoder is None:
+        logger.warning("%s: no decoder for its sound is installed; it is left out", source.name)
+        return iter(())
     is_copied = decoder.codec.canonical_name in _COPIED_AUDIO_CODECS
     if is_copied:
         target = output.add_stream_from_template(track)
@@ -712,6 +716,8 @@ def _even(length_px: float) -> int:
 
 def _check_claims(path: Path, stream: VideoStream, limits: Limits) -> None:
     """Refuse what a file says of itself, and have FFmpeg refuse larger pictures that it meets later."""
+    if stream.codec_context is None:
+        raise VideoError(f"{path}: no decoder for its video format is installed.")
     limits.check_picture(path, stream.codec_context.width, stream.codec_context.height)
     limits.check_frames(path, stream.frames, size_bytes=path.stat().st_size)
     stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
@@ -738,8 +744,11 @@ def _open(path: Path, limits: Limits = DEFAULT_LIMITS) -> InputContainer:
 
 def _why_unreadable(path: Path) -> str:
     """What a look at the first bytes tells about a file that FFmpeg refuses."""
-    with path.open("rb") as file:
-        head = file.read(4096)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        return f"the file cannot be read ({error.strerror}); check the disk, or where the link leads."
     if head[4:8] == b"ftyp":
         return "its index (moov) is missing: the recording or the copy was cut off; copy or record it again."
     # An odd last character may be one that the end of the sample cut.

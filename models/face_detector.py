@@ -3,9 +3,11 @@
 import contextlib
 import ctypes
 import dataclasses
+import functools
+import importlib.util
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -339,30 +341,53 @@ def _without_repeats(faces: list[Face]) -> list[Face]:
     return kept
 
 
+@functools.cache
 def _import_mediapipe() -> tuple[Any, Any, Any]:
     """MediaPipe's image class, its RGB format, and a function that creates a detector."""
-    # Where TensorFlow is installed this module of MediaPipe imports it, for a decorator of its documentation:
-    # 11.2 CPU seconds instead of 1.8. This is what it falls back to elsewhere.
-    name = "mediapipe.tasks.python.core.optional_dependencies"
-    if name not in sys.modules:
-        stand_in = types.ModuleType(name)
-        stand_in.doc_controls = types.SimpleNamespace(  # type: ignore[attr-defined]
-            do_not_generate_docs=lambda decorated: decorated
-        )
-        sys.modules[name] = stand_in
     try:
-        import mediapipe  # type: ignore[import-untyped]
-        from mediapipe.tasks.python import BaseOptions, vision  # type: ignore[import-untyped]
+        with _little_of_mediapipe():
+            import mediapipe  # type: ignore[import-untyped]
+            from mediapipe.tasks.python import BaseOptions  # type: ignore[import-untyped]
+            from mediapipe.tasks.python.vision import face_detector  # type: ignore[import-untyped]
     except (ImportError, OSError) as error:
         raise ModelError(f"MediaPipe cannot be imported ({error}): run `uv sync` again.") from error
 
     def create(weights: Path, least_score: float) -> Any:
-        options = vision.FaceDetectorOptions(
+        options = face_detector.FaceDetectorOptions(
             base_options=BaseOptions(model_asset_path=str(weights)), min_detection_confidence=least_score
         )
-        return vision.FaceDetector.create_from_options(options)
+        return face_detector.FaceDetector.create_from_options(options)
 
     return mediapipe.Image, mediapipe.ImageFormat.SRGB, create
+
+
+@contextlib.contextmanager
+def _little_of_mediapipe() -> Iterator[None]:
+    """Import from it what finds faces, in 0.1 CPU seconds instead of 1.9, or of 11 where TensorFlow is installed.
+
+    TensorFlow it takes for a decorator of its documentation, pyplot for drawing, and an audio library. Whoever imports
+    it afterwards gets a whole one.
+    """
+    found = importlib.util.find_spec("mediapipe")
+    if found is None or found.origin is None or "mediapipe" in sys.modules:
+        yield
+        return
+    above = "mediapipe.tasks.python"
+    for name in ("audio", "genai", "vision"):
+        package = types.ModuleType(f"{above}.{name}")
+        package.__path__ = [str(Path(found.origin).parent / "tasks" / "python" / name)]
+        sys.modules[package.__name__] = package
+    # What this module falls back to where there is no TensorFlow.
+    decorators = types.ModuleType(f"{above}.core.optional_dependencies")
+    decorators.doc_controls = types.SimpleNamespace(  # type: ignore[attr-defined]
+        do_not_generate_docs=lambda decorated: decorated
+    )
+    sys.modules[decorators.__name__] = decorators
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "mediapipe"]:
+            del sys.modules[name]
 
 
 def _require_system_libraries() -> None:

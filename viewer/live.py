@@ -31,6 +31,8 @@ _SMOOTHING_SECONDS = 0.3
 # Memory of the average, about as long as the window of half a second in which an analysis averages.
 _PATIENCE_SECONDS = 10.0
 # Without a picture for so long the thread ends; the next one begins another.
+_LOOK_EVERY_SECONDS = 1 / 12
+# An expression lasts half a second; looking more often takes the processor from the picture's way there and back.
 _TRACKED_PX = 1000
 # As wide is every picture taken to be by who follows a face, whatever the browser sends.
 _MOST_KEPT = 500_000
@@ -154,7 +156,9 @@ class LiveFaces:
                 look = _Look(detector, classifier)
                 while (newest := self._next()) is not None:
                     seconds, image_rgb = newest
+                    began = time.monotonic()
                     self._keep(look.at(image_rgb, seconds))
+                    time.sleep(max(began + _LOOK_EVERY_SECONDS - time.monotonic(), 0.0))
         except FerflowError as error:
             self.error = str(error)
         finally:

@@ -15,10 +15,10 @@ from viewer.live import SHOWN_SECONDS, LiveFaces, Sight
 from viewer.strip import STYLE, Stretch, legend_html, strip_html
 from viewer.theme import EMOTION_COLORS, INK_COLORS
 
-_LOOK_SECONDS = 0.5
+_LOOK_SECONDS = 1.0
 _BINS = 120
 _MOST_LANES = 6
-_CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}, "frameRate": {"ideal": 25}}, "audio": False}
+_CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}, "frameRate": {"ideal": 20}}, "audio": False}
 _NO_SERVERS: dict[str, Any] = {"iceServers": []}
 # Browser and this page find each other without asking anybody; the library would ask a server of Google's.
 _THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]")

@@ -1,0 +1,229 @@
+"""What a camera sees: the thread that looks at the newest picture, and the page with a camera in a real browser."""
+
+import contextlib
+import csv
+import io
+import re
+import threading
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from browser import opened, serve_viewer, started_browser
+from playwright.sync_api import expect
+from prefect_server import eventually
+
+from ferflow.emotions import EMOTIONS
+from ferflow.errors import ModelError
+from ferflow.faces import Framing
+from ferflow.overlay import EMOTION_COLORS_RGB
+from ferflow.records import Box, Face
+from viewer.live import LiveFaces
+from viewer.theme import EMOTION_COLORS
+
+HAPPY = EMOTIONS.index("happy")
+
+
+class BrightFace:
+    """A FaceDetector: a face in the middle of each picture that is not black; it may take its time."""
+
+    def __init__(self):
+        self.seen = []
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+
+    def detect(self, image_rgb):
+        self.seen.append(int(image_rgb[0, 0, 0]))
+        self.may_go_on.wait()
+        height, width = image_rgb.shape[:2]
+        box = Box(width / 4, height / 4, width * 3 / 4, height * 3 / 4)
+        return [Face(box, (width * 0.4, height * 0.4), (width * 0.6, height * 0.4), 0.9)] if image_rgb.any() else []
+
+
+class AlwaysHappy:
+    """An EmotionClassifier."""
+
+    version, crop_size_px = "happy", 48
+    framing = Framing(side_per_box=1.0, down_per_box=0.0, is_levelled=False)
+
+    def classify(self, crops_gray):
+        return np.tile(np.eye(len(EMOTIONS), dtype=np.float32)[HAPPY], (len(crops_gray), 1))
+
+
+@pytest.fixture
+def detector():
+    return BrightFace()
+
+
+@pytest.fixture
+def live(detector):
+    live = LiveFaces(lambda: contextlib.nullcontext((detector, AlwaysHappy())))
+    yield live
+    detector.may_go_on.set()
+    live.close()
+
+
+def picture(value=100, width=160, height=120):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def is_labelled(image_rgb):
+    return bool((image_rgb == EMOTION_COLORS_RGB[HAPPY]).all(axis=-1).any())
+
+
+def look(live, image_rgb):
+    live.annotate(image_rgb)
+    return image_rgb
+
+
+def test_what_was_seen_is_drawn_on_the_next_picture(live):
+    assert not is_labelled(look(live, picture()))
+    eventually(lambda: live.lately(), "the first sight")
+    assert is_labelled(look(live, picture()))
+
+
+def test_a_slow_detector_holds_nothing_up_and_gets_the_newest_picture(live, detector):
+    detector.may_go_on.clear()
+    live.annotate(picture(1))
+    eventually(lambda: detector.seen == [1], "the first picture")
+    started = time.perf_counter()
+    for value in range(2, 100):
+        live.annotate(picture(value))
+    assert time.perf_counter() - started < 2.0
+    detector.may_go_on.set()
+    eventually(lambda: len(detector.seen) == 2, "the second look")
+    assert detector.seen == [1, 99]
+
+
+def test_a_smaller_picture_shows_the_same_person_in_the_same_place(live):
+    live.annotate(picture(width=640, height=480))
+    eventually(lambda: live.lately(), "the first sight")
+    small = look(live, picture(width=160, height=120))
+    eventually(lambda: len(live.lately()) == 2, "the second sight")
+    first, second = live.lately()
+    assert first.track_ids.tolist() == second.track_ids.tolist() == [0]
+    assert first.boxes_xyxy.tolist() == second.boxes_xyxy.tolist() == [[0.25, 0.25, 0.75, 0.75]]
+    assert (small[40, 40] == EMOTION_COLORS_RGB[HAPPY]).all()
+
+
+def test_nothing_is_kept_unless_asked_for(live):
+    live.annotate(picture())
+    eventually(lambda: live.lately(), "the first sight")
+    assert live.kept_faces == 0
+    live.is_kept = True
+    live.annotate(picture())
+    eventually(lambda: live.kept_faces == 1, "the second sight")
+    (row,) = csv.DictReader(io.StringIO(live.csv()))
+    assert (row["track_id"], row["emotion"], row["happy"], row["x_min"]) == ("0", "happy", "1.0000", "0.2500")
+    live.forget_kept()
+    assert live.csv().count("\n") == 1
+
+
+def test_a_thread_without_pictures_ends_and_the_next_picture_begins_another(detector):
+    now = [0.0]
+    live = LiveFaces(lambda: contextlib.nullcontext((detector, AlwaysHappy())), clock=lambda: now[0])
+    live.annotate(picture())
+    eventually(lambda: live.lately(), "the first sight")
+    live.close()
+    eventually(lambda: "live-faces" not in [thread.name for thread in threading.enumerate()], "the end of the thread")
+    live.annotate(picture())
+    eventually(lambda: len(live.lately()) == 2, "the second sight")
+    live.close()
+
+
+def test_what_was_seen_is_forgotten_after_a_minute(detector):
+    now = [0.0]
+    live = LiveFaces(lambda: contextlib.nullcontext((detector, AlwaysHappy())), clock=lambda: now[0])
+    live.annotate(picture())
+    eventually(lambda: live.lately(), "the first sight")
+    now[0] = 61.0
+    assert live.lately() == []
+    assert not is_labelled(look(live, picture()))
+    live.close()
+
+
+def test_a_model_that_cannot_be_used_is_told_and_the_picture_goes_on():
+    def broken():
+        raise ModelError("models/x: it is missing; install it again.")
+
+    live = LiveFaces(broken)
+    live.annotate(picture())
+    eventually(lambda: live.error is not None, "the error")
+    assert live.error == "models/x: it is missing; install it again."
+    assert not is_labelled(look(live, picture()))
+
+
+@pytest.fixture(scope="module")
+def camera(tmp_path_factory, shared):
+    """Two seconds of a real face, over and over, as Chromium's camera takes them."""
+    import av
+
+    path = tmp_path_factory.mktemp("camera") / "face.mjpeg"
+    with av.open(str(shared / "videos" / "justinshenk_fer_woman2.mp4")) as clip, av.open(str(path), "w") as written:
+        stream = written.add_stream("mjpeg", rate=25, options={"qmin": "2", "qmax": "4"})
+        stream.width, stream.height, stream.pix_fmt = 640, 360, "yuvj420p"
+        for index, frame in enumerate(clip.decode(video=0)):
+            if index == 50:
+                break
+            shown = frame.reformat(width=640, height=360, format="yuvj420p")
+            shown.pts, shown.time_base = index, Fraction(1, 25)
+            written.mux(stream.encode(shown))
+        written.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture(scope="module")
+def viewer(tmp_path_factory):
+    with serve_viewer(tmp_path_factory.mktemp("live")) as started:
+        yield started
+
+
+LABEL_PIXELS = """(video, colors) => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+    if (!canvas.width) return 0;
+    const context = canvas.getContext("2d");
+    context.drawImage(video, 0, 0);
+    const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
+    let count = 0;
+    for (let at = 0; at < pixels.length; at += 4)
+        if (colors.some(color => [0, 1, 2].every(n => Math.abs(color[n] - pixels[at + n]) < 24))) count++;
+    return count / canvas.width / canvas.height;
+}"""
+# How much of the picture has one of some colours.
+
+
+def test_the_page_draws_boxes_and_emotions_on_the_picture_of_the_camera(viewer, camera):
+    options = [
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-video-capture={camera}",
+    ]
+    asked = []
+    with started_browser(*options) as browser, opened(browser) as page:
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{viewer.url}/live")
+        expect(page.get_by_text("The camera is off.")).to_be_visible()
+        component = page.frame_locator("iframe[title*=webrtc]")
+        video = component.locator("video")
+        start = component.get_by_role("button", name="Start the camera")
+
+        def is_drawn():
+            # The browser gives up a connection that is silent for five seconds, as on a machine with too much to do.
+            if start.is_visible():
+                start.click()
+            return video.is_visible() and video.evaluate(LABEL_PIXELS, [EMOTION_COLORS_RGB[HAPPY]]) > 0.005
+
+        eventually(is_drawn, "a label in the picture that came back")
+        # In words too, and on the timeline.
+        expect(page.get_by_role("heading", name=re.compile("Person [0-9]+")).first).to_be_visible()
+        expect(page.locator(".ff-lanes .ff-strip").first).to_have_attribute(
+            "style", re.compile(EMOTION_COLORS["happy"])
+        )
+        if not start.is_visible():
+            component.get_by_role("button", name="Stop").click()
+        expect(page.get_by_text("The camera is off.")).to_be_visible()
+    assert sorted(viewer.folder.rglob("*.mp4")) == []
+    elsewhere = [url for url in asked if not url.startswith((viewer.url, "data:", "blob:"))]
+    assert [url for url in elsewhere if "fonts.gstatic.com" not in url] == []

@@ -348,7 +348,10 @@ def _import_mediapipe() -> tuple[Any, Any, Any]:
         with _little_of_mediapipe():
             import mediapipe  # type: ignore[import-untyped]
             from mediapipe.tasks.python import BaseOptions  # type: ignore[import-untyped]
+            from mediapipe.tasks.python.core import mediapipe_c_bindings  # type: ignore[import-untyped]
             from mediapipe.tasks.python.vision import face_detector  # type: ignore[import-untyped]
+
+            mediapipe_c_bindings.load_raw_library()  # It looks for its library through the package.
     except (ImportError, OSError) as error:
         raise ModelError(f"MediaPipe cannot be imported ({error}): run `uv sync` again.") from error
 

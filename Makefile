@@ -5,7 +5,7 @@ UV = $(if $(shell command -v uv),,.uv/bin/uv)
 RESULTS ?= results
 LEAKS ?= refuse
 
-.PHONY: help up demo analyze train evaluate test check clean
+.PHONY: help up demo analyze train evaluate bench test check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## /  make \1	/p' Makefile | expand -t 20
@@ -29,6 +29,10 @@ evaluate: VIDEOS ?= ../shared/videos
 evaluate: MODEL ?= default
 evaluate: .venv/.ready  ## measure every figure of the model card: make evaluate [MODEL=name] [DATA=...] [CARD=write]
 	@.venv/bin/python -m benchmarks.evaluate "$(DATA)" --videos "$(VIDEOS)" --model "$(MODEL)" $(if $(CARD),--write-card)
+
+bench: VIDEOS ?= ../shared/videos
+bench: .venv/.ready  ## measure what it costs, beside the fer package: make bench [QUICK=yes] [VIDEOS=folder] [ONLY="a b"]
+	@.venv/bin/python -m benchmarks.speed "$(VIDEOS)" $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 test: .venv/.ready  ## run the tests
 	@.venv/bin/pytest --quiet

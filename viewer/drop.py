@@ -36,7 +36,7 @@ class _Dropped:
 def show() -> None:
     """Take files, and show what becomes of them."""
     told = watching()
-    theme.title("Drop a video", "See which emotions the faces in it show, frame by frame.")
+    theme.title("Drop a video", "Drag videos onto the field, or choose them, and see which emotions the faces show.")
     dropped: list[_Dropped] = st.session_state.setdefault("dropped", [])
     turn = st.session_state.setdefault("turn", 0)
     # Of another key after each turn, so that it is empty again and lets go of the bytes.
@@ -93,10 +93,10 @@ def _show_dropped() -> None:
 
 
 def _show_one(file: _Dropped, summary: VideoSummary | None) -> None:
-    st.markdown(f"**{theme.plain(file.name)}**")
     if file.video_id is None:
         theme.problem(file.refusal or "")
         return
+    st.markdown(f"**{theme.plain(file.name)}**")
     if summary is not None and summary.status == "done":
         _show_result(summary)
         return

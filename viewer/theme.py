@@ -27,7 +27,10 @@ h1.ff-title {font-size: 1.75rem; font-weight: 650; line-height: 1.25; margin: 0;
 .ff-lead {font-size: 1.125rem; color: #3b4654; margin: .35rem 0 0}
 .ff-player {display: block; width: 100%; max-height: 70vh; background: #10151b; border-radius: .5rem}
 [data-testid="stImage"] img {max-height: 70vh; object-fit: contain; object-position: left}
-[data-testid="stFileUploaderDropzone"] {min-height: 8rem; border: 2px dashed #8592a3}
+[data-testid="stFileUploaderDropzone"] {min-height: 8rem; border: 2px dashed #8592a3; align-content: center;
+    align-items: center; justify-content: center}
+[data-testid="stFileUploaderDropzone"] span, [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p {
+    color: #4b5563 !important; opacity: 1 !important}
 .ff-bars {display: grid; grid-template-columns: max-content 1fr max-content; gap: .45rem .75rem; align-items: center;
     font-size: .9375rem}
 .ff-bars .ff-track {height: .8rem; border-radius: .2rem; background: #e8ecf1; overflow: hidden}
@@ -44,7 +47,8 @@ h1.ff-title {font-size: 1.75rem; font-weight: 650; line-height: 1.25; margin: 0;
 .ff-tiles span {font-size: .875rem; color: #4b5563}
 @media (max-width: 760px) {.ff-tiles {gap: .5rem 1.5rem}}
 .ff-downloads {display: flex; flex-wrap: wrap; gap: .6rem}
-a.ff-download {color: #145fb4; border: 1px solid #b8c1cc; border-radius: .5rem; padding: .45rem .9rem; text-decoration: none}
+a.ff-download {color: #145fb4; border: 1px solid #b8c1cc; border-radius: .5rem; padding: .45rem .9rem;
+    text-decoration: none}
 a.ff-download:hover {border-color: #145fb4; background: #f3f5f8}
 """
 

@@ -213,14 +213,11 @@ def _choose_track(found: _Found, video_id: str) -> int | None:
     """The person to show alone; None for everyone."""
     if len(found.tracks) == 1:
         return None
-    options = [None, *found.tracks]
-
-    def name(track: int | None) -> str:
-        return "Everyone" if track is None else f"#{track}"
-
+    options = {"Everyone": None} | {f"#{track}": track for track in found.tracks}
+    key = f"track-{video_id}"
     if len(options) > _MOST_PILLS:
-        return st.selectbox("Person", options, format_func=name, key=f"track-{video_id}", width=200)
-    return st.pills("Person", options, default=None, format_func=name, key=f"track-{video_id}", required=False)
+        return options[st.selectbox("Person", list(options), key=key, width=200)]
+    return options[st.pills("Person", list(options), default="Everyone", required=True, key=key)]
 
 
 def _show_frame(found: _Found, video_id: str, at: str, track: int | None) -> None:

@@ -15,12 +15,14 @@ CARD = "# A card\n\n![spy](https://example.org/spy.png)\n\nSeen by ![me](https:/
 
 
 @pytest.fixture(scope="module")
-def viewer(tmp_path_factory, two_models):
+def viewer(tmp_path_factory):
     """The model that comes with ferflow is in use; another was refused."""
     folder = tmp_path_factory.mktemp("model")
     store = ModelStore(folder / "models")
-    refused = store.root / two_models[0].name
-    shutil.copytree(two_models[0], refused)
+    refused = store.root / "fer-small-11111111"
+    shutil.copytree(shipped_model(), refused)
+    description = (refused / "model.json").read_text().replace(shipped_model().name, refused.name)
+    (refused / "model.json").write_text(description)
     (refused / "MODEL_CARD.md").write_text(CARD)
     verdict = Verdict("refused", (REASON,), {}, datetime(2026, 11, 20, tzinfo=UTC), shipped_model().name)
     store.keep_verdict(refused.name, verdict)

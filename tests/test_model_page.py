@@ -34,7 +34,7 @@ def viewer(tmp_path_factory):
 def model(viewer, page):
     """The page, open."""
     page.goto(f"{viewer.url}/model")
-    expect(page.get_by_text("in use", exact=True)).to_be_visible()
+    expect(page.locator(".ff-state")).to_have_text("in use")
     return page
 
 

@@ -429,14 +429,12 @@ def find_cuts(
             for packet in container.demux(stream):
                 if not packet.size:
                     continue
-                if (
-                    packet.pts is None
-                    or packet.dts is None
-                    or packet.is_corrupt
-                    or (previous is not None and packet.dts <= previous)
-                ):
+                # Matroska states no times of decoding.
+                decoded_at = previous if packet.dts is None else packet.dts
+                is_set_back = packet.dts is not None and previous is not None and packet.dts <= previous
+                if packet.pts is None or packet.is_corrupt or is_set_back:
                     return ()
-                previous = packet.dts
+                previous = decoded_at
                 times.append(packet.pts)
                 if packet.is_keyframe and not packet.is_discard:
                     key_times.append(packet.pts)

@@ -37,6 +37,9 @@ bench: .venv/.ready  ## measure what it costs, beside the fer package: make benc
 test: .venv/.ready  ## run the tests
 	@.venv/bin/pytest --quiet
 
+faults: .venv/.ready  ## do to the pipeline what the world does, and count what was lost (an hour)
+	@FAULTS=all .venv/bin/pytest --quiet -m fault
+
 check: .venv/.ready  ## lint, format and types
 	@.venv/bin/ruff check --quiet
 	@.venv/bin/ruff format --check --quiet || { .venv/bin/ruff format --check; exit 1; }

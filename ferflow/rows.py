@@ -162,11 +162,11 @@ def face_columns(table: pa.Table) -> FaceColumns:
 
 
 def read_analysis(path: Path) -> Analysis | None:
-    """Read how a file of the faces table came about; None when there is no such file."""
+    """Read how a file of the faces table came about; None when there is no such file, or it is damaged."""
     try:
         with open_table(path) as file:
             return _analysis(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, pa.ArrowInvalid):
         return None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ferflow.claims import Claims
 from ferflow.compaction import forget, take_out
 from ferflow.config import Settings
-from ferflow.errors import ConfigError
+from ferflow.errors import ConfigError, VideoError
 from ferflow.frames import VIDEO_SUFFIXES
 from ferflow.merged_rows import find_video
 from ferflow.records import VideoSummary
@@ -67,9 +67,20 @@ class Job:
 
     @contextlib.contextmanager
     def at_hand(self) -> Iterator[Path]:
-        """The file on this machine, also if the job was planned on another."""
+        """The file on this machine, also if the job was planned on another.
+
+        Raises:
+            VideoError: meanwhile another file has taken its place, or it was written to.
+        """
         with contextlib.nullcontext(self.file) if self.file.exists() else fetched(self.source) as file:
             yield file
+        if self.tag is not None and is_local(self.source):
+            with contextlib.suppress(FileNotFoundError):
+                if stat_file(self.source).tag != self.tag:
+                    raise VideoError(
+                        f"{self.source}: the file was replaced or changed while it was looked at; "
+                        "what is there now is a video of its own, analyse it once more."
+                    )
 
     def close(self) -> None:
         """Give up the claim on the video and the copy of its file; it is finished or will not be."""

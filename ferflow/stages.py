@@ -339,6 +339,8 @@ def record_failure(
     with holding_tables(results.root):
         results.rows("faces", video_id).unlink(missing_ok=True)
         results.rows("segments", video_id).unlink(missing_ok=True)
+    for picture in (results.annotated(str(source), video_id), results.timeline(str(source), video_id)):
+        picture.unlink(missing_ok=True)
     path = results.rows("videos", video_id)
     summary = VideoSummary(
         video_id=video_id,

@@ -275,7 +275,9 @@ def holding_tables(root: Path, *, alone: bool = False) -> Iterator[None]:
 
 def relative(path: Path, results: Results) -> str:
     """How a results folder's own tables name a file in it."""
-    return str(path).removeprefix(str(results.root)).lstrip("/\\").replace("\\", "/")
+    if is_local(path):
+        return path.relative_to(results.root).as_posix()  # A backslash may be part of a name.
+    return str(path).removeprefix(str(results.root)).lstrip("/")
 
 
 _workspaces: dict[Path, tuple[Path, IO[bytes]]] = {}

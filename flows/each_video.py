@@ -17,7 +17,7 @@ from ferflow.records import VideoSummary
 from ferflow.rows import read_video
 from ferflow.sources import Job
 from ferflow.stages import Progress, record_failure
-from ferflow.storage import Results, utf8
+from ferflow.storage import Results, unreadable_id, utf8
 
 _LOOK_SECONDS = 0.5
 # Between two looks for a long video to take a share in.
@@ -199,7 +199,8 @@ def process_each(
                 job.source,
                 error,
                 results,
-                video_id=job.video_id,
+                # Of one that vanished the failure is taken back once it is there again.
+                video_id=job.video_id if job.source.exists() else unreadable_id(job.source),
                 model_version=job.model_version,
                 settings=settings,
                 tag=job.tag,

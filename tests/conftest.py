@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 from browser import browser, page  # noqa: F401
+from fault_table import pytest_collection_modifyitems, pytest_configure, pytest_terminal_summary  # noqa: F401
 from prefect_server import on_server, server  # noqa: F401
 from s3_server import bucket, s3_server  # noqa: F401
 

@@ -10,11 +10,12 @@ from ferflow.errors import FerflowError, VideoError
 from ferflow.merged_rows import find_video
 from ferflow.progress import AtWork, find_progress, list_progress
 from ferflow.records import VideoSummary
+from ferflow.storage import is_local
 from viewer import theme, video
 from viewer.settings import results, watching
 from viewer.uploads import SUFFIXES, safe_name, take_upload
 
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS, _LOOK_INTO_BUCKET_SECONDS = 1.0, 5.0
 _WAITS_LONG_SECONDS = 60.0
 # A watch takes a file up after some seconds, or when it is done with those before it.
 
@@ -54,7 +55,8 @@ def show() -> None:
                 dropped.insert(0, _take(file, file.name))
         st.session_state["turn"] = turn + 1
         st.rerun()
-    _show_dropped()
+    seconds = _LOOK_SECONDS if is_local(results().root) else _LOOK_INTO_BUCKET_SECONDS
+    st.fragment(_show_dropped, run_every=seconds)()
 
 
 def _take(file: object, name: str) -> _Dropped:
@@ -68,14 +70,18 @@ def _take(file: object, name: str) -> _Dropped:
     return _Dropped(upload.name, upload.video_id, None, time.time())
 
 
-@st.fragment(run_every=_LOOK_SECONDS)
 def _show_dropped() -> None:
     """How far each file is; looked at again and again."""
     dropped: list[_Dropped] = st.session_state.dropped
     mine = {file.video_id for file in dropped}
+    summaries: dict[str, VideoSummary] = st.session_state.setdefault("found", {})
     try:
         others = [state for state in list_progress(results()) if state.video_id not in mine]
-        summaries = {file.video_id: find_video(results(), file.video_id) for file in dropped if file.video_id}
+        for file in dropped:
+            # What is done is not read again.
+            if file.video_id and (file.video_id not in summaries or summaries[file.video_id].status != "done"):
+                found = find_video(results(), file.video_id)
+                summaries |= {} if found is None else {file.video_id: found}
     except (FerflowError, OSError) as error:
         st.error(theme.plain(f"The results cannot be read at the moment: {error}"), icon=":material/error:")
         return

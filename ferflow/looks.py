@@ -1,4 +1,4 @@
-"""frames + a detector -> each frame with its faces, the detector asked about every second or third where that is enough"""
+"""frames + a detector -> each frame with its faces; only every second or third is looked at where that is enough"""
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction

@@ -204,7 +204,10 @@ COMMANDS: dict[str, tuple[str, _AddArguments, _Run]] = {
     "serve": ("offer what can be started from Prefect's page, and run it here", *_of("flows.serve_command")),
     "tables": ("list the tables and what their columns mean", lambda parser: None, _tables),
     "train": ("train an emotion model on labelled faces", *_of("flows.train_command")),
-    "up": ("start the pages and the watcher: a video that is dropped there or copied into inbox/ is analysed", *_of("flows.up_command")),
+    "up": (
+        "start the pages and the watcher: what is dropped there or copied into inbox/ is analysed",
+        *_of("flows.up_command"),
+    ),
     "view": ("open the page on which videos are dropped and looked at", *_of("flows.view_command")),
     "watch": ("analyse videos that arrive in a folder or a bucket, until Ctrl-C", *_of("flows.watch_command")),
 }

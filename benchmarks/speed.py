@@ -282,7 +282,17 @@ def _fer_environment() -> Path:
         print("Making an environment for the fer package (1 GB, once) ...", flush=True)
         # Not in the project's folder, whose settings of uv are not meant for it.
         subprocess.run(["uv", "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True, cwd="/")
-        install = ["uv", "pip", "install", "--quiet", "--no-config", "--no-deps", "--python", folder / _FER_PYTHON]
+        install = [
+            "uv",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-config",
+            "--no-deps",
+            "--compile-bytecode",
+            "--python",
+            folder / _FER_PYTHON,
+        ]
         subprocess.run([*install, "--requirement", requirements], check=True, cwd="/")
         shutil.copy(requirements, mark)
     return folder

@@ -288,6 +288,7 @@ def serve(talk: int, lifeline: int) -> None:
             os._exit(1)  # Nobody is there to hear it.
 
     _parent = send
+    sys.meta_path.insert(0, _WithoutPandas())
     logging.getLogger().addHandler(_log_handler())
     while True:
         try:
@@ -295,6 +296,14 @@ def serve(talk: int, lifeline: int) -> None:
         except (EOFError, ConnectionError):
             return
         send(_answer(request))
+
+
+class _WithoutPandas:
+    """PyArrow imports pandas, for half a CPU second, to ask whether what it is given is pandas's. Here nothing is."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("pandas is not used here.", name=name)
 
 
 def _answer(request: _Request) -> _Done | _Failed:

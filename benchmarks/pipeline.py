@@ -101,9 +101,13 @@ def print_stages(video: Path) -> None:
             classifying += time.thread_time() - start
             return scores
 
-    def decode(look: Callable[[np.ndarray], object]) -> int:
+    def decode() -> int:
         with VideoReader(video) as reader:
-            return sum(1 for frame in reader.frames() if look(frame.image_rgb) is not None)
+            return sum(1 for _ in reader.frames())
+
+    def detect() -> int:
+        with VideoReader(video) as reader:
+            return sum(1 for _ in find_faces(reader.frames(), face_finder()))
 
     def cpu(work: Callable[[], object]) -> float:
         start = time.process_time()
@@ -113,9 +117,9 @@ def print_stages(video: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = open_results(Path(folder))
         faces = results.rows("faces", "0")
-        frame_count = decode(face_finder().detect)
-        decoding = cpu(lambda: decode(lambda image: image))
-        detecting = cpu(lambda: decode(face_finder().detect)) - decoding
+        frame_count = detect()
+        decoding = cpu(decode)
+        detecting = cpu(detect) - decoding
         analysis = cpu(
             lambda: analyze_video(
                 video, results, video_id="0", detector=face_finder, classifier=TimedClassifier(), settings=settings

@@ -81,7 +81,7 @@ def analyze_video(
     path = results.rows("faces", video_id)
     if not redo and is_analyzed(path, classifier.version, settings):
         return path
-    with _naming(str(source or file), file), VideoReader(file, limits=settings.limits) as reader:
+    with naming_source(str(source or file), file), VideoReader(file, limits=settings.limits) as reader:
         cuts = find_cuts(file, piece_seconds=piece_seconds, limits=settings.limits)
 
         def describe() -> Analysis:
@@ -258,7 +258,7 @@ def annotate_video(
         if progress is not None:
             progress(frame.index + 1, analysis.info.frame_count)
 
-    with _naming(analysis.source, file):
+    with naming_source(analysis.source, file):
         rewrite_video(
             file,
             path,
@@ -372,7 +372,7 @@ def _is_newer(path: Path, than: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _naming(source: str, file: Path) -> Iterator[None]:
+def naming_source(source: str, file: Path) -> Iterator[None]:
     """What is said of a copy is said of where it came from."""
     try:
         yield

@@ -19,7 +19,7 @@ from ferflow.config import Settings
 from ferflow.errors import ModelError, PieceError, VideoError
 from ferflow.pieces import find_pieces, open_pieces
 from ferflow.sources import Job
-from ferflow.stages import annotate_video, stitch_pieces
+from ferflow.stages import annotate_video, naming_source, stitch_pieces
 from ferflow.storage import Results, clear_abandoned
 from models.store import find_model
 from models.warm import analyze_file, analyze_piece_of_file, cuts_of_file, load_models, version_of
@@ -40,7 +40,7 @@ def analyze_apart(job: Job, results: Results, settings: Settings, progress: Prog
         ModelError: a model cannot be used.
     """
     model = find_model(settings.model)
-    with job.at_hand() as file, _leaving_nothing(results):
+    with job.at_hand() as file, naming_source(str(job.source), file), _leaving_nothing(results):
         cuts = _cuts(job, file, results, settings, progress)
         if cuts:
             try:

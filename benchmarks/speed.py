@@ -191,8 +191,8 @@ def prefect_share(bench: Bench) -> None:
     without = bench.ours(clips)
     home = bench.scratch / "prefect"
     home.mkdir()
-    with serve_prefect(home) as url:
-        os.environ["PREFECT_API_URL"] = url
+    with serve_prefect(home) as server:
+        os.environ["PREFECT_API_URL"] = server.url
         under = bench.ours(clips, prefect=True)
         del os.environ["PREFECT_API_URL"]
     print(f"\n(e) Prefect's share: {len(clips)} clips")

@@ -30,6 +30,7 @@ from ferflow.errors import StoppedError
 from ferflow.records import VideoSummary
 from ferflow.sources import Job
 from ferflow.storage import Results
+from flows.more_hands import ask_for_hands
 from flows.report import describe
 from flows.video_page import describe_video, page_key
 
@@ -84,6 +85,7 @@ class RunPage:
         self._frames_done = 0
         self._at_work: dict[Job, tuple[str, int, int | None]] = {}
         self._untold: deque[Outcome] = deque()
+        self._asked_for: set[str] = set()
         self._pages: dict[str, UUID] = {}
         self._progress_id: UUID | None = None
         self._shown = ""
@@ -175,11 +177,21 @@ class RunPage:
             if not self._stop.is_set() and self._is_cancelled(client):
                 self._logger.info("Somebody cancelled this run: it stops.")
                 self._stop.set()
+            self._ask_for_hands(client)
             self._tell_progress(client)
             self._tell_pages(client)
         except Exception as error:
             # The server is away, say: the videos need it not, and the next look tries again.
             self._logger.debug("This run's page is not up to date: %s", error)
+
+    def _ask_for_hands(self, client: "SyncPrefectClient") -> None:
+        with self._lock:
+            at_work = [*self._at_work.items()]
+        for job, (stage, _, expected) in at_work:
+            if stage == "faces" and expected is not None and job.video_id not in self._asked_for:
+                self._asked_for.add(job.video_id)
+                if hands := ask_for_hands(client, self._run_id, job, expected):
+                    self._logger.info("%s: long; %d more runs take a share in it", job.source.name, hands)
 
     def _is_cancelled(self, client: "SyncPrefectClient") -> bool:
         kinds = FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])

@@ -1,0 +1,45 @@
+"""a long video that a worker of a work pool has begun -> further runs on it, for workers that can take a share"""
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+    from ferflow.sources import Job
+
+_FRAMES_A_RUN = 20_000
+# Ten minutes of video. To begin, a run needs some ten seconds.
+
+
+def ask_for_hands(client: "SyncPrefectClient", run_id: UUID, job: "Job", frames_expected: int) -> int:
+    """Begin further runs of this run's deployment on one of its videos.
+
+    Each finds that the video is in work here, and makes pieces of it (see `ferflow.pieces`) until none is left.
+
+    Args:
+        client: of Prefect's server.
+        run_id: this run.
+        job: the video.
+        frames_expected: how long it is.
+
+    Returns:
+        How many were begun: one for each ten minutes, no more than there are other workers; none outside a work pool.
+    """
+    wanted = frames_expected // _FRAMES_A_RUN
+    if not wanted:
+        return 0
+    run = client.read_flow_run(run_id)
+    if run.work_pool_name is None or run.deployment_id is None:
+        return 0
+    workers = client.read_workers_for_work_pool(run.work_pool_name)
+    others = sum(worker.status == "ONLINE" for worker in workers) - 1
+    begun = range(max(min(wanted, others), 0))
+    for number in begun:
+        client.create_flow_run_from_deployment(
+            run.deployment_id,
+            # Whoever comes when all is done need not do it again.
+            parameters={**run.parameters, "sources": [str(job.source)], "force": False},
+            idempotency_key=f"{run_id} {job.video_id} {number}",
+        )
+    return len(begun)

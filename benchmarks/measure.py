@@ -63,7 +63,8 @@ def run(command: Sequence[str | Path], *, cwd: Path | None = None, env: dict[str
     looking.join()
     if status:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{messages[-2000:]}")
-    return Usage(usage.ru_utime + usage.ru_stime, monotonic() - start, max(peak_kb, usage.ru_maxrss) / 1024)
+    # Not usage.ru_maxrss, in which a process takes over that of the one it was forked from.
+    return Usage(usage.ru_utime + usage.ru_stime, monotonic() - start, peak_kb / 1024)
 
 
 def run_python(*arguments: str | Path) -> Usage:

@@ -165,10 +165,13 @@ rgw enable usage log = false
 
 
 def forget_stores() -> None:
-    """A driver keeps the address that the environment named when it was made: make it anew."""
+    """A driver keeps the address that the environment named when it was made, and so does a child process."""
     from s3fs import S3FileSystem
 
+    from ferflow.child_process import end_children
+
     S3FileSystem.clear_instance_cache()
+    end_children()
 
 
 def _free_port(host: str) -> int:

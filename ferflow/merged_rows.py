@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,8 @@ from ferflow.rows import (
     stream_faces,
 )
 from ferflow.storage import Results, StoredFile, holding_tables, is_local
+
+_T = TypeVar("_T")
 
 PREFIX = "compact-"
 """How the names of big files begin."""
@@ -330,26 +332,15 @@ def find_faces(results: Results, video_id: str) -> tuple[FaceColumns, Analysis] 
     Raises:
         VideoError: a file is damaged.
     """
-    small = results.rows("faces", video_id)
-    for attempt in range(_ATTEMPTS):
-        with holding_tables(results.root), contextlib.suppress(FileNotFoundError), _damage_told(small):
-            return read_faces(small)
-        place = find_big(results.table("faces"), video_id)
-        if place is None and attempt:
-            return None
-        if place is None:
-            continue  # It may have become a small one again meanwhile.
-        with (
-            contextlib.suppress(FileNotFoundError),
-            _damage_told(place.path),
-            open_table(place.path, pre_buffer=False) as file,
-        ):
-            rows = _Rows(file, FACE_COLUMNS).read(place.first_row, place.row_count)
-            ids = [entry.video_id for entry in _entries(file)]
-            described = _analyses(file)[ids.index(video_id)]
-            assert described is not None
-            return face_columns(rows), parse_analysis(described)
-    return None
+
+    def read_big(file: pq.ParquetFile, place: Place) -> tuple[FaceColumns, Analysis]:
+        rows = _Rows(file, FACE_COLUMNS).read(place.first_row, place.row_count)
+        ids = [entry.video_id for entry in _entries(file)]
+        described = _analyses(file)[ids.index(video_id)]
+        assert described is not None
+        return face_columns(rows), parse_analysis(described)
+
+    return _find(results, "faces", video_id, read_faces, read_big)
 
 
 def find_rows(results: Results, table: str, video_id: str) -> pa.Table | None:
@@ -358,15 +349,29 @@ def find_rows(results: Results, table: str, video_id: str) -> pa.Table | None:
     Raises:
         VideoError: a file is damaged.
     """
+
+    def read_small(path: Path) -> pa.Table:
+        with open_table(path) as file:
+            return file.read()
+
+    def read_big(file: pq.ParquetFile, place: Place) -> pa.Table:
+        return _Rows(file, file.schema_arrow.names).read(place.first_row, place.row_count)
+
+    return _find(results, table, video_id, read_small, read_big)
+
+
+def _find(
+    results: Results,
+    table: str,
+    video_id: str,
+    read_small: Callable[[Path], _T],
+    read_big: Callable[[pq.ParquetFile, Place], _T],
+) -> _T | None:
+    """What is read of a video from its own file, or else from where it stands in a merged one."""
     small = results.rows(table, video_id)
     for attempt in range(_ATTEMPTS):
-        with (
-            holding_tables(results.root),
-            contextlib.suppress(FileNotFoundError),
-            _damage_told(small),
-            open_table(small) as file,
-        ):
-            return file.read()
+        with holding_tables(results.root), contextlib.suppress(FileNotFoundError), _damage_told(small):
+            return read_small(small)
         place = find_big(results.table(table), video_id)
         if place is None and attempt:
             return None
@@ -377,7 +382,7 @@ def find_rows(results: Results, table: str, video_id: str) -> pa.Table | None:
             _damage_told(place.path),
             open_table(place.path, pre_buffer=False) as file,
         ):
-            return _Rows(file, file.schema_arrow.names).read(place.first_row, place.row_count)
+            return read_big(file, place)
     return None
 
 

@@ -31,6 +31,20 @@ def eventually(look: Callable[[], Any], what: str, *, patience_seconds: float = 
     pytest.fail(f"waited {patience_seconds:.0f} s for {what}")
 
 
+def answer_to(request: urllib.request.Request) -> Any:
+    """What a Prefect server answers."""
+    for is_last in (False, False, True):
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return json.load(response)
+        except urllib.error.HTTPError as error:
+            # Its database is locked for a moment; Prefect's own clients ask again, too.
+            if is_last or error.code != 503:
+                raise
+            time.sleep(1)
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A running Prefect server."""
@@ -42,16 +56,7 @@ class Server:
         request = urllib.request.Request(
             f"{self.url}/{path}", json.dumps(question).encode(), {"Content-Type": "application/json"}
         )
-        for is_last in (False, False, True):
-            try:
-                with urllib.request.urlopen(request, timeout=60) as response:
-                    return json.load(response)
-            except urllib.error.HTTPError as error:
-                # Its database is locked for a moment; Prefect's own clients ask again, too.
-                if is_last or error.code != 503:
-                    raise
-                time.sleep(1)
-        return None
+        return answer_to(request)
 
     def task_runs(self, flow_run_id: str) -> dict[str, Any]:
         runs = self.ask("task_runs/filter", flow_runs={"id": {"any_": [flow_run_id]}})

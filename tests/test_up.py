@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from prefect_server import eventually
+from prefect_server import answer_to, eventually
 
 from ferflow.storage import content_id
 from ferflow.watch_settings import load_watch_settings
@@ -65,16 +65,7 @@ class Up:
         request = urllib.request.Request(f"{self.page}/{path}", body, {"Content-Type": "application/json"})
         if self.password:
             request.add_header("Authorization", f"Basic {base64.b64encode(self.password.encode()).decode()}")
-        for is_last in (False, False, True):
-            try:
-                with urllib.request.urlopen(request, timeout=60) as response:
-                    return json.load(response)
-            except urllib.error.HTTPError as error:
-                # Its database is locked for a moment; Prefect's own clients ask again, too.
-                if is_last or error.code != 503:
-                    raise
-                time.sleep(1)
-        return None
+        return answer_to(request)
 
     def deployments(self) -> dict[str, Any]:
         return {found["name"]: found for found in self.ask("api/deployments/filter", {})}

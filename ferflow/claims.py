@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ferflow.storage import Results, is_local, list_files
+from ferflow.storage import Results, is_local, list_files, workspace
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Claims:
 
     def __init__(self, results: Results, *, claim_seconds: float | None = None, owner: Owner | None = None) -> None:
         self._folder = results.claims
+        self._parts = results.parts
         self._seconds = claim_seconds or claim_lasts_seconds()
         self._owner = owner or this_process()
         self._held: dict[str, int] = {}
@@ -116,7 +117,7 @@ class Claims:
         if newest >= 0 and not self._is_free(self._path(video_id, newest)):
             return None
         number = newest + 1
-        if not _create(self._path(video_id, number), self._content()):
+        if not _create(self._path(video_id, number), self._content(), parts=self._parts):
             return None
         if newest >= 0:
             logger.info("%s: taken over from a run that ended before it was finished", video_id)
@@ -180,7 +181,7 @@ class Claims:
                         if is_lost:
                             self._lost.add(video_id)
                             continue
-                    _replace(self._path(video_id, number), self._content())
+                    _replace(self._path(video_id, number), self._content(), parts=self._parts)
 
 
 @functools.cache
@@ -211,16 +212,23 @@ def _start_of(process_id: int) -> str:
     return "" if fields[0] == "Z" else fields[19]
 
 
-def _create(path: Path, content: bytes) -> bool:
+def _create(path: Path, content: bytes, *, parts: Path) -> bool:
     """Make a file where none is; False if there is one."""
     if is_local(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Written before it has its name: a process that is killed in between leaves no claim that tells no owner.
+        part = workspace(parts) / uuid.uuid4().hex
         try:
-            with path.open("xb") as file:
-                file.write(content)
-        except FileExistsError:
+            part.write_bytes(content)
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(part)
+                return True
             return False
-        return True
+        except OSError:
+            # A disk without links.
+            return _create_directly(path, content)
+        finally:
+            part.unlink(missing_ok=True)
     bucket: Any = path
     try:
         bucket.fs.pipe_file(bucket.path, content, mode="create")
@@ -232,9 +240,18 @@ def _create(path: Path, content: bytes) -> bool:
     return True
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _create_directly(path: Path, content: bytes) -> bool:
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _replace(path: Path, content: bytes, *, parts: Path) -> None:
     if is_local(path):
-        part = path.with_name(f".{path.name}")
+        part = workspace(parts) / uuid.uuid4().hex
         part.write_bytes(content)
         part.replace(path)
     else:

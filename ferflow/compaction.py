@@ -171,7 +171,7 @@ def _find_merged(results: Results, video_id: str) -> list[tuple[str, Path]]:
 
 def _past_days(results: Results, before: date) -> dict[str, date]:
     """The finished videos that have small files, and the day on which each was finished."""
-    claimed = _claimed(results)
+    claimed = Claims(results).claimed()
     return {
         video_id: day
         for video_id, file in _small_files(results.table("videos"))
@@ -195,12 +195,6 @@ def _small_files(folder: Path) -> Iterator[tuple[str, StoredFile]]:
             yield path.stem, file
 
 
-def _claimed(results: Results) -> set[str]:
-    with contextlib.suppress(FileNotFoundError):
-        return {file.path.name.rpartition(".")[0].lstrip(".") for file in list_files(results.claims)}
-    return set()
-
-
 def _merge_day(
     results: Results, table: str, day: date, files: Sequence[StoredFile], claims: Claims, left: list[str]
 ) -> Compacted | None:
@@ -221,7 +215,7 @@ def _merge_day(
         def is_unchanged() -> bool:
             # The claims are looked at last: who has none yet will see the big file before it writes.
             tags = _tags(folder, merged)
-            claimed = _claimed(results)
+            claimed = claims.claimed()
             return (
                 tags == merged and not claims.is_lost(_CLAIM) and not any(Path(name).stem in claimed for name in merged)
             )
@@ -280,7 +274,7 @@ def _put_right(results: Results, table: str, claims: Claims) -> list[str]:
                 # In two big ones: begin anew with what comes out of this one.
                 _take_apart(results, table, path, claims)
                 small, seen, waiting = None, set(), list_big(folder)
-            elif is_merged and _claimed(results).isdisjoint(doubled):
+            elif is_merged and claims.claimed().isdisjoint(doubled):
                 _delete(results, [folder / f"{video_id}.parquet" for video_id in doubled])
                 seen |= tags.keys()
             else:

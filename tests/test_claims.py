@@ -1,6 +1,8 @@
 """Claims: no two processes are at work on the same video, and none is kept from it by a dead one."""
 
+import contextlib
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
@@ -53,6 +55,39 @@ def test_only_one_of_many_gets_a_video(results):
     assert len(got) == 1
     with Claims(results).hold("v") as is_mine:
         assert is_mine, "whoever had it gave it back"
+
+
+def test_no_claim_is_ever_seen_without_its_owner(tmp_path):
+    # Nor left so by a process that is killed while it makes one.
+    results, is_over, sizes = Results(tmp_path), threading.Event(), set()
+
+    def look() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(FileNotFoundError):
+                sizes.add((results.claims / "v.0").stat().st_size)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    claims = Claims(results)
+    for _ in range(2000):
+        with claims.hold("v"):
+            pass
+    is_over.set()
+    looking.join()
+    assert sizes
+    assert 0 not in sizes
+
+
+def test_a_disk_without_links_has_claims_too(tmp_path, monkeypatch):
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    results = Results(tmp_path)
+    with Claims(results).hold("v") as is_mine:
+        assert is_mine
+        with Claims(results, owner=ELSEWHERE).hold("v") as is_theirs:
+            assert not is_theirs
 
 
 def test_a_claim_that_nobody_renews_is_free_after_its_time(results):

@@ -1,6 +1,7 @@
 """The page, used as a person uses it: a real browser, a real watch, real clips."""
 
 import contextlib
+import http.client
 import os
 import shutil
 import subprocess
@@ -75,6 +76,17 @@ def open_video(page: Page, viewer, video_id: str) -> None:
     page.goto(f"{viewer.url}/video?video={video_id}")
     expect(page.get_by_text("Frame by frame")).to_be_visible()
     expect(page.get_by_role("slider")).to_be_visible()
+
+
+def status_of(viewer, path: str, **headers: str) -> int:
+    address = viewer.url.removeprefix("http://")
+    connection = http.client.HTTPConnection(address, timeout=60)
+    with contextlib.closing(connection):
+        connection.putrequest("GET", path, skip_host=True)
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        return connection.getresponse().status
 
 
 @pytest.mark.parametrize("name", ["Videos", "Video", "Model", "Live"])
@@ -262,6 +274,47 @@ def test_the_page_asks_nobody_else_and_an_upload_wants_its_token(viewer, clip, p
     request = urllib.request.Request(f"{viewer.url}/_stcore/upload_file/a/b", b"x", method="PUT")
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(request, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *[
+            ("localhost:8501", 200),
+            ("LOCALHOST", 200),
+            ("[::1]:8501", 200),
+            ("127.0.0.1", 200),
+            ("192.168.1.7:80", 200),
+        ],
+        *[("rebound.example", 403), ("localhost.rebound.example", 403), ("127.0.0.1.rebound.example", 403), ("", 403)],
+    ],
+)
+def test_the_page_answers_to_no_name_that_anybody_can_make_lead_to_it(viewer, host, status):
+    assert status_of(viewer, "/", host=host) == status
+
+
+def test_a_name_that_the_settings_give_is_answered_to(tmp_path):
+    (tmp_path / "view.toml").write_text('page_names = ["videos.example.org"]\n')
+    with serve_viewer(tmp_path, "--config", "view.toml") as viewer:
+        assert status_of(viewer, "/", host="videos.example.org") == 200
+        assert status_of(viewer, "/", host="other.example.org") == 403
+
+
+@pytest.mark.parametrize(
+    ("named", "status"),
+    [
+        ({"host": "127.0.0.1"}, 101),
+        ({"host": "localhost", "origin": "http://localhost"}, 101),
+        ({"host": "localhost", "origin": "http://localhost:3000"}, 403),
+        ({"host": "localhost", "origin": "http://other.example"}, 403),
+        ({"host": "localhost", "origin": "null"}, 403),
+        ({"host": "rebound.example", "origin": "http://rebound.example"}, 403),
+    ],
+)
+def test_no_other_page_opens_a_websocket_to_this_one(viewer, named, status):
+    key = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    key["Sec-WebSocket-Key"] = "dGhlIHNhbXBsZSBub25jZQ=="
+    assert status_of(viewer, "/_stcore/stream", **key, **named) == status
 
 
 @pytest.mark.parametrize("path", ["", "video"])

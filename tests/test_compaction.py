@@ -414,9 +414,9 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(results):
         process.wait()
         process.stdout.close()
         assert same(all_rows(results), before), f"in round {round_number}"
-    compact(results)
+    done = compact(results)
     assert same(all_rows(results), before)
-    assert files(results, "faces") == ["columns", "compact"]
+    assert files(results, "faces") == ["columns", "compact"], done
     time.sleep(1)
     # What the killed ones left is gone: of two folders only this process's own is there.
     assert len([path for path in (results.root / ".compaction").iterdir() if path.is_dir()]) == 1

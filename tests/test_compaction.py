@@ -18,6 +18,7 @@ import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from prefect_server import eventually
 
 from ferflow import compaction
 from ferflow.claims import Claims
@@ -417,9 +418,11 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(results):
     done = compact(results)
     assert same(all_rows(results), before)
     assert files(results, "faces") == ["columns", "compact"], done
-    time.sleep(1)
-    # What the killed ones left is gone: of two folders only this process's own is there.
-    assert len([path for path in (results.root / ".compaction").iterdir() if path.is_dir()]) == 1
+
+    def folders() -> int:
+        return sum(path.is_dir() for path in (results.root / ".compaction").iterdir())
+
+    eventually(lambda: folders() == 1, "what the killed ones left to be gone, so that only this process's own is there")
 
 
 READER = """

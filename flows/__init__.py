@@ -11,3 +11,8 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 # By its heartbeat a run is known to be alive, see flows/reconcile.py; Prefect takes no shorter time between two.
 os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
+
+# A run outlives a server whose database is away: such a server answers with 500, which Prefect takes for final.
+os.environ.setdefault("PREFECT_CLIENT_RETRY_EXTRA_CODES", "500")
+# What a server that is away could not be told, a screen of text each.
+os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")

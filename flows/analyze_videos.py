@@ -20,7 +20,7 @@ from ferflow.storage import place
 from flows.each_video import Stages, default_workers, process_each
 from flows.on_ray import on_ray
 from flows.run_page import Outcome, RunPage, stop_of_this_run, stopped_by
-from flows.server import find_server, result_on_server
+from flows.server import find_server, result_on_server, server_may_leave
 from models.apart import check_models, help_apart, help_other_run
 from models.warm import version_in_use
 from tasks.video import analyze_video, annotate_video, summarize_video
@@ -137,7 +137,7 @@ def analyze_as_deployed(
 
     Raises:
         StoppedError: somebody cancelled the run, or `stop` was set.
-        ConfigError: no server is configured, none answers, or it wants a password.
+        ConfigError: no server is configured, none answers, it wants a password, or it went away and stayed away.
         FerflowError: what the run failed with.
     """
     find_server()
@@ -149,7 +149,7 @@ def analyze_as_deployed(
         "workers": workers,
         "ray": ray,
     }
-    with get_client(sync_client=True) as client:
+    with server_may_leave(), get_client(sync_client=True) as client:
         try:
             deployment = client.read_deployment_by_name(DEPLOYMENT)
         except ObjectNotFound:
@@ -159,11 +159,12 @@ def analyze_as_deployed(
             run = client.create_flow_run_from_deployment(
                 deployment.id, parameters=parameters, tags=[*deployment.tags, AUTOMATIC], state=Pending()
             )
-    with stopped_by(stop or threading.Event()):
-        state: Any = run_flow(analyze_videos, flow_run=run, return_type="state")
-    ended = state.result(raise_on_failure=False)
-    if isinstance(ended, BaseException):
-        raise ended
+    with server_may_leave():
+        with stopped_by(stop or threading.Event()):
+            state: Any = run_flow(analyze_videos, flow_run=run, return_type="state")
+        ended = state.result(raise_on_failure=False)
+        if isinstance(ended, BaseException):
+            raise ended
     outcomes: list[Outcome] = ended
     return outcomes
 

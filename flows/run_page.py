@@ -24,6 +24,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import State, StateType
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled, Completed, Failed
 
 from ferflow.errors import StoppedError
@@ -166,7 +167,8 @@ class RunPage:
                     self._frames_done += summary.info.frame_count
 
     def _keep_looking(self) -> None:
-        with get_client(sync_client=True) as client:
+        # A look that fails need not be tried again: the next one is soon, and the end waits for this thread.
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
             while True:
                 self._look(client)
                 if self._ended.wait(_LOOK_SECONDS):

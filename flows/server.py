@@ -1,7 +1,9 @@
 """the environment -> a Prefect server that answers, or a sentence on what is wrong"""
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from ferflow.errors import ConfigError
@@ -21,14 +23,54 @@ def result_on_server(flow: Any, *arguments: Any) -> Any:
     """Run a flow in this process, on the Prefect server that is configured, and give what it gave.
 
     Raises:
-        ConfigError: no server is configured, none answers, or it wants a password.
+        ConfigError: no server is configured, none answers, it wants a password, or it went away and stayed away.
         Exception: what the flow failed with.
     """
     find_server()
-    ended = flow(*arguments, return_state=True).result(raise_on_failure=False)
-    if isinstance(ended, BaseException):
-        raise ended
+    with server_may_leave():
+        ended = flow(*arguments, return_state=True).result(raise_on_failure=False)
+        if isinstance(ended, BaseException):
+            raise ended
     return ended
+
+
+@contextlib.contextmanager
+def server_may_leave() -> Iterator[None]:
+    """Say it in a sentence if the server goes away during the run in this block, and does not come back.
+
+    Raises:
+        ConfigError: it did.
+    """
+    import httpx
+    from prefect.events.worker import EventsWorker
+    from prefect.settings import get_current_settings
+
+    def is_away(error: BaseException | None) -> bool:
+        is_down = isinstance(error, httpx.HTTPStatusError) and error.response.is_server_error
+        return is_down or isinstance(error, httpx.TransportError)
+
+    def without_lines_of_code(record: logging.LogRecord) -> bool:
+        if record.exc_info and is_away(record.exc_info[1]):
+            record.exc_info = None
+        return True
+
+    logger = logging.getLogger("prefect.flow_runs")
+    logger.addFilter(without_lines_of_code)
+    try:
+        yield
+    except httpx.HTTPError as error:
+        if not is_away(error):
+            raise
+        # Six events a video were not told. Before this process ends, Prefect would try each for 7 s.
+        untold = EventsWorker.instance()._queue
+        with untold.mutex:
+            untold.queue.clear()
+        raise ConfigError(
+            f"{get_current_settings().api.url}: this Prefect server has gone away, or has lost its database. Finished "
+            "videos are kept; once it is back, the same command goes on with the others (with --no-prefect at once)."
+        ) from error
+    finally:
+        logger.removeFilter(without_lines_of_code)
 
 
 def find_server() -> None:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import uuid
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from prefect_server import eventually
+from prefect_server import eventually, free_port
 
 SERVER_ADDRESS = "10.213.0.1"
 """Of this machine, as the hosts see it."""
@@ -88,44 +87,68 @@ def network(count: int) -> Iterator[list[Host]]:
         _ip("link", "del", bridge)
 
 
-@contextlib.contextmanager
-def postgresql() -> Iterator[str]:
-    """A PostgreSQL server on the loopback, as a connection that Prefect takes."""
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-    if not versions:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no PostgreSQL: `sudo apt-get install postgresql`")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # Not in pytest's folder, which only root may enter.
-    home = Path(tempfile.mkdtemp(prefix="ferflow-postgresql-"))
-    shutil.chown(home, "postgres")
-    bin_folder = versions[-1]
+@dataclass(slots=True)
+class Database:
+    """A PostgreSQL server on the loopback, which can be stopped and started again."""
 
-    def run(*command: str) -> None:
-        subprocess.run(command, user="postgres", cwd=home, check=True, capture_output=True, timeout=120)
+    home: Path
+    port: int
+    process: subprocess.Popen[bytes] | None = None
 
-    try:
-        run(str(bin_folder / "initdb"), "-D", f"{home}/data", "-A", "trust", "-E", "UTF8", "--no-sync")
-        options = ["-p", str(port), "-k", str(home), "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=300"]
-        with (home / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [str(bin_folder / "postgres"), "-D", f"{home}/data", *options],
+    @property
+    def url(self) -> str:
+        """The connection, as Prefect takes it."""
+        return f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/prefect"
+
+    def run(self, program: str, *arguments: str) -> int:
+        """One of PostgreSQL's programs, as the user that owns the data; gives its exit status."""
+        command = [str(_programs() / program), *arguments]
+        return subprocess.run(command, user="postgres", cwd=self.home, capture_output=True, timeout=120).returncode
+
+    def start(self) -> None:
+        options = ["-p", str(self.port), "-k", str(self.home), "-c", "listen_addresses=127.0.0.1"]
+        with (self.home / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(_programs() / "postgres"), "-D", f"{self.home}/data", *options, "-c", "max_connections=300"],
                 user="postgres",
-                cwd=home,
+                cwd=self.home,
                 stdout=log,
                 stderr=log,
             )
-        try:
-            ready = [str(bin_folder / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-q"]
-            eventually(lambda: subprocess.run(ready, check=False).returncode == 0, "PostgreSQL")
-            run(str(bin_folder / "createdb"), "-h", "127.0.0.1", "-p", str(port), "prefect")
-            yield f"postgresql+asyncpg://postgres@127.0.0.1:{port}/prefect"
-        finally:
-            process.send_signal(signal.SIGQUIT)
-            process.wait()
+        ready = ["-h", "127.0.0.1", "-p", str(self.port), "-q"]
+        eventually(lambda: self.run("pg_isready", *ready) == 0, "PostgreSQL")
+
+    def stop(self) -> None:
+        """Without waiting for those who are connected."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGQUIT)
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def postgresql() -> Iterator[Database]:
+    """A PostgreSQL server with an empty database for Prefect."""
+    _programs()
+    # Not in pytest's folder, which only root may enter.
+    home = Path(tempfile.mkdtemp(prefix="ferflow-postgresql-"))
+    shutil.chown(home, "postgres")
+    database = Database(home, free_port())
+    try:
+        assert database.run("initdb", "-D", f"{home}/data", "-A", "trust", "-E", "UTF8", "--no-sync") == 0
+        database.start()
+        assert database.run("createdb", "-h", "127.0.0.1", "-p", str(database.port), "prefect") == 0
+        yield database
     finally:
+        database.stop()
         shutil.rmtree(home)
+
+
+def _programs() -> Path:
+    """The folder of the newest PostgreSQL's programs."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    if not versions:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("no PostgreSQL: `sudo apt-get install postgresql`")
+    return versions[-1]
 
 
 def _ip(*arguments: str) -> None:

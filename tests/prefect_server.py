@@ -45,12 +45,30 @@ def answer_to(request: urllib.request.Request) -> Any:
     return None
 
 
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """A running Prefect server."""
 
     url: str
     environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.removesuffix("/api").rpartition(":")[2])
+
+    def kill(self) -> None:
+        """End it as a machine does that loses its power."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def ask(self, path: str, **question: Any) -> Any:
         request = urllib.request.Request(
@@ -79,12 +97,11 @@ def server(tmp_path_factory) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def serve_prefect(home: Path, *, host: str = "127.0.0.1", **settings: str) -> Iterator[Server]:
-    """A server with settings of its own, on an address of this machine."""
+def serve_prefect(home: Path, *, host: str = "127.0.0.1", port: int = 0, **settings: str) -> Iterator[Server]:
+    """A server with settings of its own, on an address of this machine; with the home and the port of an earlier one
+    it is that one again."""
     home.mkdir(exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port = probe.getsockname()[1]
+    port = port or free_port(host)
     url = f"http://{host}:{port}/api"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
         "PREFECT_HOME": str(home),
@@ -93,7 +110,7 @@ def serve_prefect(home: Path, *, host: str = "127.0.0.1", **settings: str) -> It
         **settings,
     }
     quick = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_UI_ENABLED": "false"}
-    with (home / "server.log").open("wb") as log:
+    with (home / "server.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)],
             env=environment | quick,
@@ -110,7 +127,7 @@ def serve_prefect(home: Path, *, host: str = "127.0.0.1", **settings: str) -> It
             return False
 
         eventually(is_up, "the Prefect server")
-        yield Server(url, environment | {"PREFECT_API_URL": url})
+        yield Server(url, environment | {"PREFECT_API_URL": url}, process)
     finally:
         end(process)
 

@@ -30,7 +30,7 @@ def test_every_video_is_done_once_though_a_host_is_cut_off_and_another_dies(
         bucket = place("s3://three-hosts/all")
         bucket.fs.mkdir("three-hosts")  # type: ignore[attr-defined]
         settings = {
-            "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
+            "PREFECT_SERVER_DATABASE_CONNECTION_URL": database.url,
             "PREFECT_SERVER_API_AUTH_STRING": PASSWORD,
             "PREFECT_API_AUTH_STRING": PASSWORD,
         }

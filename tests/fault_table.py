@@ -1,6 +1,7 @@
 """tests marked `fault("...")` -> a table of what was done to the pipeline and what was lost, under `make faults`"""
 
 import os
+from collections import Counter
 
 import pytest
 
@@ -9,26 +10,26 @@ IS_WHOLE = os.environ.get("FAULTS") == "all"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "fault(what): does to the pipeline what the world does; in `make faults`")
+    config.addinivalue_line("markers", "fault(what, figures): does what the world does to a pipeline; in `make faults`")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if (mark := item.get_closest_marker("fault")) is not None:
-            item.user_properties.append(("fault", mark.args[0]))
+            item.user_properties += zip(("fault", "figures"), mark.args, strict=False)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not IS_WHOLE:
         return
-    rows = []
+    rows: Counter[tuple[str, str]] = Counter()
     for outcome in ("passed", "failed", "skipped", "error"):
         for report in terminalreporter.getreports(outcome):
             told = dict(report.user_properties)
             if "fault" in told and (report.when == "call" or outcome != "passed"):
-                figures = told.get("figures", "") if outcome == "passed" else outcome.upper()
-                rows.append((told["fault"], figures or "nothing lost"))
+                figures = told.get("figures", "nothing lost") if outcome == "passed" else outcome.upper()
+                rows[told["fault"], figures] += 1
     terminalreporter.section("what the pipeline survives")
     width = max((len(fault) for fault, _ in rows), default=0)
-    for fault, figures in rows:
-        terminalreporter.write_line(f"{fault:{width}}  {figures}")
+    for (fault, figures), count in rows.items():
+        terminalreporter.write_line(f"{fault:{width}}  {f'{count} times: ' if count > 1 else ''}{figures}")

@@ -393,7 +393,8 @@ def program(results: Results, code: str) -> str:
     ).format(root=str(results.root)) + textwrap.dedent(code)
 
 
-def test_killed_at_any_moment_nothing_is_lost_or_doubled(results):
+@pytest.mark.fault("the merging of tables is killed with -9 at a random moment")
+def test_killed_at_any_moment_nothing_is_lost_or_doubled(results, record_property):
     rng = random.Random(1)
     video_ids = add_many(results, 60)
     before = all_rows(results)
@@ -422,6 +423,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_doubled(results):
     def folders() -> int:
         return sum(path.is_dir() for path in (results.root / ".compaction").iterdir())
 
+    record_property("figures", f"8 kills over {len(video_ids)} videos: 0 lost, 0 twice, 0 left over")
     eventually(lambda: folders() == 1, "what the killed ones left to be gone, so that only this process's own is there")
 
 

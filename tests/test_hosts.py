@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from hosts import SERVER_ADDRESS, network, postgresql
 from prefect_server import eventually, serve_prefect
 from s3_server import serve_s3
@@ -21,8 +22,9 @@ FRAMES = 4
 PASSWORD = "admin:only-a-test"
 
 
+@pytest.mark.fault("of three hosts one is cut off from the network and one loses its power")
 def test_every_video_is_done_once_though_a_host_is_cut_off_and_another_dies(
-    make_video, astronaut, tmp_path, tmp_path_factory, monkeypatch
+    make_video, astronaut, tmp_path, tmp_path_factory, monkeypatch, record_property
 ):
     with network(3) as hosts, postgresql() as database, serve_s3(tmp_path_factory.mktemp("ceph"), SERVER_ADDRESS) as s3:
         for name, value in s3.environment.items():
@@ -109,3 +111,4 @@ def test_every_video_is_done_once_though_a_host_is_cut_off_and_another_dies(
             assert not faces.duplicated(["video_id", "frame_index", "track_id"]).any()
             assert set(faces.groupby("video_id").size()) == {FRAMES}
             assert len(list(list_files(bucket / "results" / "annotated"))) == CLIPS
+            record_property("figures", f"{CLIPS} clips: 0 lost, 0 twice")

@@ -180,6 +180,9 @@ def serve(server: Server, log: Path) -> "subprocess.Popen[bytes]":
         )
 
 
+@pytest.mark.fault(
+    "the serving process and the run's are killed with -9", "the run goes on in another: 0 lost, 0 twice"
+)
 def test_what_a_killed_worker_left_is_done_by_the_next(make_video, astronaut, on_server, reconciler, tmp_path):
     results = tmp_path / "results"
     make_video(tmp_path / "inbox" / "a.mp4", frame_count=3, image=astronaut)

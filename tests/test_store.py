@@ -354,6 +354,7 @@ TRICKS: dict[str, Callable[[dict[str, Any]], object]] = {
 }
 
 
+@pytest.mark.fault("a model file from a stranger", "refused, runs no code")
 @pytest.mark.parametrize("trick", TRICKS)
 def test_a_network_of_anything_but_ordinary_layers_is_refused_before_keras_opens_it(copied, trick):
     check_keras_file(copied / KERAS_FILE)
@@ -363,6 +364,7 @@ def test_a_network_of_anything_but_ordinary_layers_is_refused_before_keras_opens
     assert len(str(raised.value)) < 500
 
 
+@pytest.mark.fault("a model file from a stranger", "refused, runs no code")
 def test_a_lambda_layer_does_not_run_and_is_not_added(copied, tmp_path):
     import keras
 
@@ -394,6 +396,7 @@ class Bomb:
         return open, (str(self.path), "w")
 
 
+@pytest.mark.fault("a model file from a stranger", "refused, runs no code")
 def test_a_pickle_is_not_opened(copied, tmp_path):
     witness = tmp_path / "was here"
     exchange(copied, KERAS_FILE, pickle.dumps(Bomb(witness)))
@@ -408,6 +411,7 @@ def test_a_pickle_is_not_opened(copied, tmp_path):
     assert not witness.exists()
 
 
+@pytest.mark.fault("a model file from a stranger", "refused, runs no code")
 @pytest.mark.parametrize("name", ["../../evil", "/evil", "assets/vocabulary.txt", "model.pkl", "config.json"])
 def test_a_model_file_with_further_parts_is_refused(copied, name):
     expected = pytest.warns(UserWarning, match="Duplicate") if name == "config.json" else contextlib.nullcontext()
@@ -418,6 +422,7 @@ def test_a_model_file_with_further_parts_is_refused(copied, name):
         load_network(copied)
 
 
+@pytest.mark.fault("a model file from a stranger", "refused, runs no code")
 def test_a_part_that_unpacks_to_more_than_it_may_is_refused(copied):
     with zipfile.ZipFile(copied / KERAS_FILE) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
@@ -430,6 +435,7 @@ def test_a_part_that_unpacks_to_more_than_it_may_is_refused(copied):
         check_keras_file(copied / KERAS_FILE)
 
 
+@pytest.mark.fault("a model file from a stranger", "refused, runs no code")
 @pytest.mark.parametrize("kind", ["link", "external", "giant"])
 def test_weights_that_point_elsewhere_or_claim_too_much_are_refused(copied, tmp_path, kind):
     import h5py  # type: ignore[import-untyped]
@@ -453,6 +459,7 @@ def test_weights_that_point_elsewhere_or_claim_too_much_are_refused(copied, tmp_
         check_keras_file(copied / KERAS_FILE)
 
 
+@pytest.mark.fault("a model file from a stranger", "refused, runs no code")
 @pytest.mark.parametrize("kind", ["custom", "flex"])
 def test_an_operation_that_litert_does_not_have_is_named(copied, kind):
     import tensorflow as tf
@@ -473,6 +480,7 @@ def test_an_operation_that_litert_does_not_have_is_named(copied, kind):
         EmotionModel(copied)
 
 
+@pytest.mark.fault("a model file from a stranger", "refused, runs no code")
 def test_a_model_that_asks_for_all_memory_ends_its_own_trial_only(copied):
     import keras
 

@@ -1,5 +1,6 @@
 """A real browser and the page it looks at, for the tests that do as a user does; made known in conftest.py."""
 
+import base64
 import contextlib
 import os
 import shutil
@@ -11,8 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from prefect_server import end, eventually
 
 FERFLOW = Path(sys.executable).with_name("ferflow")
@@ -77,6 +80,14 @@ def opened(browser: Browser, *, width: int = 1440, height: int = 1000) -> Iterat
         yield context.new_page()
     finally:
         context.close()
+
+
+def strip_colors(strip: Locator) -> np.ndarray:
+    """The picture of a strip: uint8 (height, moments, 4) RGBA, clear where nobody is seen."""
+    png = base64.b64decode(str(strip.get_attribute("src")).removeprefix("data:image/png;base64,"))
+    picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert picture is not None
+    return cv2.cvtColor(picture, cv2.COLOR_BGRA2RGBA)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def model(viewer, page):
 
 def test_the_version_in_use_shows_its_numbers_confusion_and_reliability(model):
     expect(model.locator(".ff-version")).to_contain_text(shipped_model().name)
-    expect(model.locator(".ff-tiles")).to_contain_text(re.compile("67.2 %\\s*accuracy"))
+    expect(model.locator(".ff-tiles")).to_contain_text(re.compile("67.2%\\s*accuracy"))
     happy = model.locator(".ff-confusion tbody tr").filter(has_text="happy").locator("td")
     expect(happy.nth(3)).to_have_text("91%")
     picture = model.get_by_role("img").first

@@ -3,15 +3,17 @@
 import re
 
 import pytest
-from browser import opened, serve_viewer
+from browser import opened, serve_viewer, strip_colors
 from made_results import add_failure, add_video
 from playwright.sync_api import expect
 
+from ferflow.emotions import EMOTIONS
+from ferflow.overlay import EMOTION_COLORS_RGB
 from ferflow.records import Segment
 from ferflow.sources import open_results
 from ferflow.storage import Results
-from viewer.theme import EMOTION_COLORS
 
+COLORS = dict(zip(EMOTIONS, EMOTION_COLORS_RGB, strict=True))
 HARMFUL = """<img src=x onerror="document.title='harmed'">'&.mp4"""
 
 
@@ -21,8 +23,10 @@ def viewer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("many")
     results = open_results(folder / "results")
     segments = [Segment(0, "sad", 0.0, 5.0, 0.9), Segment(0, "happy", 5.0, 10.0, 0.9)]
-    for number in range(56):
+    for number in range(55):
         add_video(results, f"/study/old/{number:02}.mp4", emotion="neutral")
+    two = [Segment(0, "happy", 0.0, 7.5, 0.9), Segment(1, "angry", 0.0, 5.0, 0.9)]
+    add_video(results, "/study/new/two.mp4", emotion="happy", segments=two, track_count=2)
     add_video(results, "/study/new/noon.mp4", emotion="happy", segments=segments)
     add_video(results, "/study/new/nobody.mp4", face_count=0, dominant_emotion=None, emotion_shares=None)
     add_video(results, f"/study/new/{HARMFUL}", emotion="fear")
@@ -57,13 +61,24 @@ def test_each_video_has_a_row_and_a_failure_its_reason(videos):
 
 
 def test_a_strip_shows_the_emotions_over_the_time_of_a_video(videos):
-    style = rows(videos).nth(3).locator(".ff-strip").get_attribute("style")
-    assert f"{EMOTION_COLORS['sad']} 0% 50%,{EMOTION_COLORS['happy']} 50% 100%" in style
+    strip = rows(videos).nth(3).locator(".ff-strip")
+    assert (strip_colors(strip)[:, :80, :3] == COLORS["sad"]).all()
+    assert (strip_colors(strip)[:, 80:, :3] == COLORS["happy"]).all()
+    expect(strip).to_have_attribute("alt", "sad 50%, happy 50%")
+
+
+def test_what_several_people_show_at_a_time_shares_the_strip(videos):
+    colors = strip_colors(rows(videos).nth(4).locator(".ff-strip"))
+    # From below in the order of the emotions, half and half; then one of them alone; then nobody.
+    assert (colors[12:, :80, :3] == COLORS["angry"]).all()
+    assert (colors[:12, :80, :3] == COLORS["happy"]).all()
+    assert (colors[:, 80:120, :3] == COLORS["happy"]).all()
+    assert not colors[:, 120:, 3].any()
 
 
 def test_a_harmful_name_is_only_a_name(videos):
     expect(videos.get_by_role("link", name=HARMFUL)).to_be_visible()
-    expect(videos.locator("table img")).to_have_count(0)
+    expect(videos.locator("table img:not(.ff-strip)")).to_have_count(0)
     assert videos.title() != "harmed"
 
 
@@ -82,8 +97,8 @@ def test_filters_leave_what_is_wanted_and_are_part_of_the_address(videos):
 
 def test_a_folder_can_be_looked_at_by_itself(videos):
     choose(videos, "Folder", "new")
-    expect(rows(videos)).to_have_count(4)
-    expect(videos.locator(".ff-tiles")).to_contain_text(re.compile("4\\s*videos\\s*1\\s*failed\\s*1\\s*without a face"))
+    expect(rows(videos)).to_have_count(5)
+    expect(videos.locator(".ff-tiles")).to_contain_text(re.compile("5\\s*videos\\s*1\\s*failed\\s*1\\s*without a face"))
 
 
 def test_many_videos_are_shown_a_page_at_a_time_in_the_order_that_is_asked_for(videos):

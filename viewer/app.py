@@ -13,6 +13,15 @@ def _page(show: Callable[[], None], title: str, icon: str, url_path: str) -> Non
     st.session_state.pages[url_path] = page
 
 
+def _show_ways() -> None:
+    """The ways to all pages but that of one video; Streamlit's own hide behind a sign on a phone."""
+    with st.container(horizontal=True, vertical_alignment="center", key="nav"):
+        st.html('<span class="ff-brand">ferflow</span>', width="content")
+        for url_path, page in st.session_state.pages.items():
+            if url_path != "video":
+                st.page_link(page)
+
+
 def main() -> None:
     """Show the page that is asked for."""
     st.set_page_config(page_title="ferflow", page_icon="🙂", layout="wide")
@@ -22,8 +31,9 @@ def main() -> None:
     _page(video.show, "Video", "movie", "video")
     _page(model_page.show, "Model", "insights", "model")
     _page(live_page.show, "Live", "videocam", "live")
-    page = st.navigation(list(st.session_state.pages.values()), position="top")
+    page = st.navigation(list(st.session_state.pages.values()), position="hidden")
     theme.apply()
+    _show_ways()
     page.run()
 
 

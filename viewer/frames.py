@@ -21,6 +21,8 @@ class ShownFace:
     """The person."""
     probabilities: tuple[float, ...]
     """One for each of EMOTIONS, of this frame alone."""
+    label: int
+    """Which of EMOTIONS it is labelled with."""
 
 
 def frame_jpeg(video: Path, seconds: float) -> bytes | None:
@@ -47,13 +49,20 @@ def frame_jpeg(video: Path, seconds: float) -> bytes | None:
     return None
 
 
-def faces_at(faces: FaceColumns, seconds: float) -> list[ShownFace]:
-    """The faces of the frame that is shown at a time; where only some frames were analysed, those of the last one."""
+def faces_at(faces: FaceColumns, labels: np.ndarray, seconds: float) -> list[ShownFace]:
+    """The faces of the frame that is shown at a time; where only some frames were analysed, those of the last one.
+
+    Args:
+        faces: all rows of the video.
+        labels: int (n,), which of EMOTIONS each row is labelled with.
+        seconds: the time.
+    """
     end = int(np.searchsorted(faces.pts_seconds, seconds + 1e-6, side="right"))
     if not end:
         return []
     start = int(np.searchsorted(faces.pts_seconds, faces.pts_seconds[end - 1] - 1e-6, side="left"))
     if seconds >= faces.pts_seconds[start] + faces.frame_seconds[start] - 1e-6:
         return []
-    rows = zip(faces.track_id[start:end].tolist(), faces.probabilities[start:end].tolist(), strict=True)
-    return [ShownFace(track_id, tuple(probabilities)) for track_id, probabilities in sorted(rows)]
+    columns = (faces.track_id, faces.probabilities, labels)
+    rows = zip(*(column[start:end].tolist() for column in columns), strict=True)
+    return [ShownFace(track_id, tuple(shares), label) for track_id, shares, label in sorted(rows)]

@@ -17,13 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import VideoError
 from ferflow.merged_rows import find_big
 from ferflow.mirror import Mirror
 from ferflow.storage import Results, holding_tables, is_local
 from models.wheels import cache_folder
-from viewer.strip import Stretch
 
 Status = Literal["done", "failed", "without a face"]
 Order = Literal["newest", "oldest", "name", "longest", "most faces", "slowest"]
@@ -49,7 +50,7 @@ _SETTLED_SECONDS = 2.0
 _BUCKET_SECONDS = 15.0
 # Between two looks into a bucket.
 _FILES_AT_ONCE = 500
-_STRIP_BINS = 160
+_STRIP_MOMENTS = 160
 _MOST_STRIPS = 2_000
 _ATTEMPTS = 5
 
@@ -136,7 +137,7 @@ class Library:
         self._lock = threading.Lock()
         self._state: tuple[int, int] | None = None
         self._files: dict[str, tuple[int, int]] = {}
-        self._strips: dict[str, tuple[Stretch, ...]] = {}
+        self._strips: dict[str, np.ndarray] = {}
         self.damaged: tuple[Path, ...] = ()
         """Files of the videos table that cannot be read."""
         self._threads = min(os.cpu_count() or 1, 4)
@@ -200,11 +201,14 @@ class Library:
         rows = self._ask(f"select folder, {_SUMS} from videos {where} group by folder order by folder", values)
         return [_totals(row) for row in rows]
 
-    def strips(self, video_ids: Sequence[str]) -> dict[str, tuple[Stretch, ...]]:
-        """Which emotion most faces showed, over the time of each of these videos.
+    def strips(self, video_ids: Sequence[str]) -> dict[str, np.ndarray]:
+        """Who showed what over the time of each of these videos, cut into equal moments.
 
         Args:
             video_ids: of videos with faces; for others it is looked in vain.
+
+        Returns:
+            float32 (moments, 7) each, for how much of the moment the emotion was shown, over all people.
 
         Raises:
             ConfigError: there is no such bucket, or its key is missing or wrong.
@@ -213,12 +217,12 @@ class Library:
         known = self._strips
         missing = [video_id for video_id in video_ids if video_id not in known]
         if missing:
-            found = self._find_strips(missing)
-            known = {video_id: found.get(video_id, ()) for video_id in missing} | known
+            nobody = np.zeros((_STRIP_MOMENTS, len(EMOTIONS)), np.float32)
+            known = dict.fromkeys(missing, nobody) | self._find_strips(missing) | known
             self._strips = known if len(known) < _MOST_STRIPS else {}
         return {video_id: known[video_id] for video_id in video_ids}
 
-    def _find_strips(self, video_ids: Sequence[str]) -> dict[str, tuple[Stretch, ...]]:
+    def _find_strips(self, video_ids: Sequence[str]) -> dict[str, np.ndarray]:
         with self._reading("segments") as folder:
             paths = {folder / f"{video_id}.parquet": None for video_id in video_ids}
             for path, video_id in zip(list(paths), video_ids, strict=True):
@@ -227,21 +231,29 @@ class Library:
                     with contextlib.suppress(VideoError):  # A damaged file: its videos have no strip.
                         place = find_big(folder, video_id)
                         paths |= {} if place is None else {place.path: None}
-            return _strips(self._read_strips(list(paths), video_ids))
+            return self._read_strips(list(paths), video_ids)
 
-    def _read_strips(self, paths: Sequence[Path], video_ids: Sequence[str]) -> list[tuple[Any, ...]]:
+    def _read_strips(self, paths: Sequence[Path], video_ids: Sequence[str]) -> dict[str, np.ndarray]:
         import duckdb
 
         if not paths:
-            return []
+            return {}
+        asked = {"files": _names(paths), "video_ids": list(video_ids)}
         try:
-            return self._ask(_STRIPS, {"files": _names(paths), "video_ids": list(video_ids)})
+            rows = self._database.cursor().execute(_STRIPS, asked).fetchnumpy()
         except duckdb.Error:
             # A damaged one among them: the others are shown.
             if len(paths) == 1:
-                return []
+                return {}
             half = len(paths) // 2
-            return self._read_strips(paths[:half], video_ids) + self._read_strips(paths[half:], video_ids)
+            return self._read_strips(paths[:half], video_ids) | self._read_strips(paths[half:], video_ids)
+        shown = np.column_stack([rows[emotion] for emotion in EMOTIONS])
+        strips: dict[str, np.ndarray] = {}
+        for video_id in set(rows["video_id"].tolist()):
+            mine = rows["video_id"] == video_id
+            strips[video_id] = np.zeros((_STRIP_MOMENTS, len(EMOTIONS)), np.float32)
+            strips[video_id][rows["moment"][mine]] = shown[mine]
+        return strips
 
     @contextlib.contextmanager
     def _reading(self, table: str) -> Iterator[Path]:
@@ -333,22 +345,25 @@ _SUMS = (
     " coalesce(sum(duration_seconds), 0), coalesce(sum(face_count), 0)::bigint, coalesce(sum(processing_seconds), 0), "
 ) + ", ".join(f"sum(share_{emotion} * face_seconds)" for emotion in EMOTIONS)
 
-# Each segment is cut at the strip's bins; in each bin the emotion with the most seconds wins.
+# Each segment is cut where the strip's moments begin. What a person showed for longest in a moment counts for it, so
+# that a change is a clean edge; then the people are added up.
 _STRIPS = f"""
 with pieces as (
-    select segments.video_id, emotion::varchar as emotion,
-        start_seconds / duration_seconds * {_STRIP_BINS} as first,
-        least(end_seconds / duration_seconds, 1) * {_STRIP_BINS} as last
+    select segments.video_id, track_id, emotion::varchar as emotion,
+        start_seconds / duration_seconds * {_STRIP_MOMENTS} as first,
+        least(end_seconds / duration_seconds, 1) * {_STRIP_MOMENTS} as last
     from read_parquet($files) as segments join videos using (video_id)
     where segments.video_id in $video_ids and duration_seconds > 0
 ), cut as (
-    select *, unnest(range(floor(first)::bigint, ceil(last)::bigint)) as bin from pieces
-), counted as (
-    select video_id, bin, emotion, sum(least(last, bin + 1) - greatest(first, bin)) as covered from cut group by all
+    select *, unnest(range(floor(first)::bigint, ceil(last)::bigint)) as moment from pieces
+), people as (
+    select video_id, moment, track_id, emotion, sum(least(last, moment + 1) - greatest(first, moment)) as covered
+    from cut group by video_id, moment, track_id, emotion
+    qualify row_number() over (partition by video_id, moment, track_id order by covered desc, emotion) = 1
 )
-select video_id, bin, emotion from counted
-qualify row_number() over (partition by video_id, bin order by covered desc, emotion) = 1
-order by video_id, bin
+select video_id, moment, {
+    ", ".join(f"coalesce(sum(covered) filter (emotion = '{emotion}'), 0) as {emotion}" for emotion in EMOTIONS)
+} from people group by video_id, moment
 """
 
 
@@ -374,20 +389,6 @@ def _totals(row: tuple[Any, ...]) -> Totals:
     counts, seconds = row[: -len(EMOTIONS)], [value or 0.0 for value in row[-len(EMOTIONS) :]]
     total = sum(seconds)
     return Totals(*(*counts, tuple(value / total for value in seconds) if total else None))
-
-
-def _strips(rows: Sequence[tuple[Any, ...]]) -> dict[str, tuple[Stretch, ...]]:
-    strips: dict[str, list[list[Any]]] = {}
-    for video_id, place, emotion in rows:
-        strip = strips.setdefault(video_id, [])
-        if strip and strip[-1][0] == emotion and strip[-1][2] == place:
-            strip[-1][2] = place + 1
-        else:
-            strip.append([emotion, place, place + 1])
-    return {
-        video_id: tuple(Stretch(emotion, start / _STRIP_BINS, end / _STRIP_BINS) for emotion, start, end in strip)
-        for video_id, strip in strips.items()
-    }
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

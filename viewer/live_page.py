@@ -12,15 +12,16 @@ from ferflow.emotions import EMOTIONS
 from ferflow.errors import FerflowError
 from viewer import theme
 from viewer.live import SHOWN_SECONDS, LiveFaces, Sight
-from viewer.strip import STYLE, Stretch, legend_html, strip_html
-from viewer.theme import EMOTION_COLORS, INK_COLORS
+from viewer.strip import STYLE, legend_html, strip_html
+from viewer.theme import EMOTION_COLORS, INK_COLORS, MUTED
 
 _LOOK_SECONDS = 1.0
-_BINS = 120
+_MOMENTS = 120
 _MOST_LANES = 6
 _CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}, "frameRate": {"ideal": 20}}, "audio": False}
 _NO_SERVERS: dict[str, Any] = {"iceServers": []}
 # Browser and this page find each other without asking anybody; the library would ask a server of Google's.
+_LOST = "Start it again. If it went off by itself, the connection was lost, or another program took the camera."
 _THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -43,7 +44,7 @@ def show() -> None:
     try:
         _try_models()
     except FerflowError as error:
-        st.error(f"Nothing can be seen: {error}", icon=":material/error:")
+        st.error(theme.plain(f"Nothing can be seen: {error}"), icon=":material/error:")
         st.button("Try again")
         return
     live = _live_faces()
@@ -114,17 +115,17 @@ def _may_use_camera(url: str) -> bool:
 
 def _show_now(live: LiveFaces, *, is_playing: bool) -> None:
     if live.error is not None:
-        st.error(f"Nothing can be seen: {live.error}", icon=":material/error:")
+        st.error(theme.plain(f"Nothing can be seen: {live.error}"), icon=":material/error:")
         st.button("Try again", on_click=live.try_again)
         return
     if not is_playing:
-        st.html('<div class="ff-hint"><b>The camera is off.</b><br>Start it, and look into it.</div>')
+        theme.empty("The camera is off.", _LOST if live.now else "Start it, and look into it.")
         return
     sights = live.lately()
     if not sights or live.now - sights[-1].seconds > 3:
-        st.html('<div class="ff-hint"><b>Getting ready …</b><br>The first picture is looked at.</div>')
+        theme.empty("Getting ready …", "The first picture is looked at.")
     elif not len(sights[-1].track_ids):
-        st.html('<div class="ff-hint"><b>No face is seen.</b><br>Come nearer, or turn towards the light.</div>')
+        theme.empty("No face is seen.", "Come nearer, or turn towards the light.")
     else:
         rate = sum(sights[-1].seconds - sight.seconds < 2 for sight in sights) / 2
         _show_people(sights[-1])
@@ -174,26 +175,19 @@ def _people(sights: Sequence[Sight]) -> list[int]:
     return sorted(numbers[np.argsort(-counts, kind="stable")][:_MOST_LANES].tolist())
 
 
-def _strip(sights: Sequence[Sight], track_id: int, now: float) -> list[Stretch]:
-    """One person's last minute in bins of half a second, the last sight in each counting."""
-    emotions: dict[int, str] = {}
+def _strip(sights: Sequence[Sight], track_id: int, now: float) -> np.ndarray:
+    """One person's last minute in moments of half a second, the last sight in each counting."""
+    shown = np.zeros((_MOMENTS, len(EMOTIONS)))
     for sight in sights:
-        place = int((1 - (now - sight.seconds) / SHOWN_SECONDS) * _BINS)
+        moment = int((1 - (now - sight.seconds) / SHOWN_SECONDS) * _MOMENTS)
         for number in np.flatnonzero(sight.track_ids == track_id):
-            emotions[place] = EMOTIONS[sight.emotions[number]]
-    strip: list[Stretch] = []
-    for place, emotion in sorted(emotions.items()):
-        start, end = place / _BINS, (place + 1) / _BINS
-        if strip and strip[-1].emotion == emotion and strip[-1].end_share == start:
-            start = strip.pop().start_share
-        strip.append(Stretch(emotion, start, end))
-    return strip
+            shown[min(max(moment, 0), _MOMENTS - 1)] = np.eye(len(EMOTIONS))[sight.emotions[number]]
+    return shown
 
 
-_STYLE = """
-.ff-hint {border: 1px dashed rgba(128,128,128,.5); border-radius: .5rem; padding: 2rem 1rem; text-align: center}
-.ff-tag {padding: .1rem .6rem; border-radius: 1rem; font-size: .9rem; margin-left: .5rem}
-.ff-lanes {display: grid; grid-template-columns: max-content 1fr; gap: .4rem .75rem; align-items: center;
-    font-size: .875rem}
-.ff-ticks {display: flex; justify-content: space-between; opacity: .75; font-size: .75rem}
+_STYLE = f"""
+.ff-tag {{padding: .1rem .6rem; border-radius: 1rem; font-size: .9rem; margin-left: .5rem}}
+.ff-lanes {{display: grid; grid-template-columns: max-content 1fr; gap: .4rem .75rem; align-items: center;
+    font-size: .875rem}}
+.ff-ticks {{display: flex; justify-content: space-between; color: {MUTED}; font-size: .75rem}}
 """

@@ -32,7 +32,7 @@ def show() -> None:
         models, promotions = store.versions(), store.promotions()
         in_use = store.in_use().name
     except (FerflowError, OSError) as error:
-        st.error(f"The emotion models cannot be read: {error}", icon=":material/error:")
+        st.error(theme.plain(f"The emotion models cannot be read: {error}"), icon=":material/error:")
         st.button("Try again")
         return
     if not models:
@@ -114,7 +114,7 @@ def _show_quality(model: InstalledModel) -> None:
     confusion = _confusion(_mapping(metrics.get("test")).get("confusion"))
     matrix, beside = st.columns((3, 2), gap="large")
     with matrix:
-        st.subheader("What it takes for what")
+        st.subheader("Which emotion it takes for which")
         if confusion is None:
             st.info("This version keeps no confusion matrix.")
         else:
@@ -240,7 +240,7 @@ def _is_number(value: object) -> bool:
 
 
 def _percent(share: object) -> str:
-    return f"{100 * share:.1f} %" if isinstance(share, int | float) else "–"
+    return f"{share:.1%}" if isinstance(share, int | float) else "–"
 
 
 _STYLE = """
@@ -256,7 +256,7 @@ _STYLE = """
 .ff-versions {width: 100%; border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums}
 .ff-versions th, .ff-versions td {border: 0; border-bottom: 1px solid rgba(128,128,128,.25); text-align: left;
     padding: .5rem .75rem .5rem 0; font-weight: 400; vertical-align: top}
-.ff-versions thead th {font-size: .8rem; opacity: .75}
+.ff-versions thead th {font-size: .8rem; color: #4b5563}
 .ff-versions tbody th {font-weight: 600}
 .ff-why {width: 50%}
 @media (max-width: 760px) {

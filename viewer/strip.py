@@ -1,48 +1,47 @@
-"""which emotion was shown when -> a strip of colours, and its legend, as HTML"""
+"""who showed which emotion when -> a strip of stacked colours, and its legend, as HTML"""
 
+import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import cv2
+import numpy as np
 
 from ferflow.emotions import EMOTIONS
-from viewer.theme import EMOTION_COLORS
+from ferflow.overlay import EMOTION_COLORS_RGB
+from viewer.theme import EDGE, EMOTION_COLORS, PALE
 
-_NOBODY = "rgba(128,128,128,.15)"
+_HEIGHT_PX = 24
+_COLORS_BGRA = np.array([(*color[::-1], 255) for color in EMOTION_COLORS_RGB], np.uint8)
 
 STYLE = f"""
-.ff-strip {{height: 1.5rem; border-radius: .25rem; background-color: {_NOBODY}}}
-.ff-bar {{display: flex; height: .75rem; border-radius: .375rem; overflow: hidden; background: {_NOBODY}}}
-.ff-bar i + i {{border-left: 1px solid rgba(255,255,255,.8)}}
+.ff-strip, .ff-bar, .ff-legend i {{background: {PALE}; box-shadow: 0 0 0 1px {EDGE}}}
+.ff-strip {{display: block; width: 100%; height: 1.5rem; border-radius: .2rem; image-rendering: pixelated}}
+.ff-bar {{display: flex; height: .75rem; border-radius: .2rem; overflow: hidden}}
+.ff-bar i + i {{border-left: 1px solid {EDGE}}}
 .ff-legend {{display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; margin-top: .5rem; font-size: .875rem}}
-.ff-legend i {{display: inline-block; width: .75rem; height: .75rem; border-radius: .2rem; margin-right: .4rem;
-    vertical-align: -.05rem; background: {_NOBODY}}}
+.ff-legend i {{display: inline-block; width: .75rem; height: .75rem; border-radius: .15rem; margin-right: .4rem;
+    vertical-align: -.05rem}}
 """
 """What a page that shows any of these adds to its style."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """A piece of a strip."""
+def strip_html(shown: np.ndarray) -> str:
+    """A strip in which a moment is a column, and the emotions that the faces show in it share its height.
 
-    emotion: str
-    """What was shown."""
-    start_share: float
-    """Where it begins, 0 to 1 of the strip's length."""
-    end_share: float
-    """Where it ends."""
-
-
-def strip_html(strip: Sequence[Stretch]) -> str:
-    """A strip, its stretches in order: one element however many there are."""
-    stops: list[str] = []
-    end = 0.0
-    for stretch in strip:
-        if stretch.start_share > end:
-            stops.append(f"transparent {100 * end:.4g}% {100 * stretch.start_share:.4g}%")
-        end = stretch.end_share
-        stops.append(f"{EMOTION_COLORS[stretch.emotion]} {100 * stretch.start_share:.4g}% {100 * end:.4g}%")
-    if end < 1:
-        stops.append(f"transparent {100 * end:.4g}% 100%")
-    return f'<div class="ff-strip" style="background-image:linear-gradient(90deg,{",".join(stops)})"></div>'
+    Args:
+        shown: float (moments, 7), for how long, or by how many, each of EMOTIONS was shown; 0 where nobody is seen.
+    """
+    totals = shown.sum(axis=1)
+    # Where in the column, counted from below, each emotion ends; the order is always that of EMOTIONS.
+    ends = np.rint(shown.cumsum(axis=1) / np.where(totals, totals, 1)[:, None] * _HEIGHT_PX)
+    rows = np.arange(_HEIGHT_PX)[::-1, None, None]
+    picture = _COLORS_BGRA[np.minimum((ends <= rows).sum(axis=2), len(EMOTIONS) - 1)]
+    picture[:, totals == 0] = 0
+    png = base64.b64encode(cv2.imencode(".png", picture)[1].tobytes()).decode()
+    shares = shown.sum(axis=0) / (totals.sum() or 1)
+    named = sorted(zip(shares, EMOTIONS, strict=True), reverse=True)
+    text = ", ".join(f"{emotion} {share:.0%}" for share, emotion in named if share >= 0.005) or "nobody seen"
+    return f'<img class="ff-strip" src="data:image/png;base64,{png}" alt="{text}" title="{text}">'
 
 
 def shares_html(shares: Sequence[float] | None) -> str:
@@ -50,6 +49,7 @@ def shares_html(shares: Sequence[float] | None) -> str:
     pieces = "".join(
         f'<i style="width:{100 * share:.2f}%;background:{EMOTION_COLORS[emotion]}" title="{emotion} {share:.0%}"></i>'
         for emotion, share in zip(EMOTIONS, shares or (), strict=bool(shares))
+        if share > 0
     )
     return f'<div class="ff-bar">{pieces}</div>'
 

@@ -7,28 +7,30 @@ from typing import Any
 import streamlit as st
 
 from ferflow.records import Segment
-from viewer.theme import EMOTION_COLORS, INK_COLORS
+from viewer.theme import EDGE, EMOTION_COLORS, INK, INK_COLORS, MUTED, PALE
 
 _TICK_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 _MOST_TICKS = 6
 # As many as a phone has room for.
 
-_CSS = """
-.lanes { display: grid; grid-template-columns: max-content 1fr; gap: .4rem .75rem; align-items: center;
-    font-family: var(--st-font); font-size: .875rem; color: var(--st-text-color); }
-.who { font-variant-numeric: tabular-nums; }
-.band { position: relative; height: 2.25rem; border-radius: .25rem; background: #eceff3; overflow: hidden; }
-button { position: absolute; top: 0; bottom: 0; min-width: 3px; padding: 0; border: 0; cursor: pointer;
-    border-right: 1px solid #fff; font: inherit; overflow: hidden; white-space: nowrap; container-type: inline-size; }
-button:hover { filter: brightness(.93); }
-button:focus-visible { outline: 3px solid #1c2530; outline-offset: -3px; z-index: 1; }
-button span { display: none; }
-@container (min-width: 4.5em) { button span { display: inline; } }
-.now { position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: #1c2530;
-    box-shadow: 0 0 0 1px #fff; pointer-events: none; z-index: 2; }
-.axis { position: relative; height: 1.25rem; grid-column: 2; color: #4b5563; }
-.axis span { position: absolute; transform: translateX(-50%); font-variant-numeric: tabular-nums; }
-.axis span:first-child { transform: none; }
+_CSS = f"""
+.lanes {{ display: grid; grid-template-columns: max-content 1fr; gap: .4rem .75rem; align-items: center;
+    font-family: var(--st-font); font-size: .875rem; color: var(--st-text-color); }}
+.who {{ font-variant-numeric: tabular-nums; }}
+.band {{ position: relative; height: 2.25rem; border-radius: .25rem; background: {PALE}; overflow: hidden; }}
+button {{ position: absolute; top: 0; bottom: 0; min-width: 3px; padding: 0; border: 1px solid {EDGE}; cursor: pointer;
+    font: inherit; overflow: hidden; white-space: nowrap; container-type: inline-size; }}
+button:hover {{ filter: brightness(.93); }}
+button:focus-visible {{ outline: 3px solid {INK}; outline-offset: -3px; z-index: 1; }}
+button span {{ display: none; }}
+@container (min-width: 4.5em) {{ button span {{ display: inline; }} }}
+.now {{ position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: {INK};
+    box-shadow: 0 0 0 1px #fff; pointer-events: none; z-index: 2; }}
+.axis {{ position: relative; height: 1.25rem; grid-column: 2; color: {MUTED}; }}
+.axis span {{ position: absolute; transform: translateX(-50%); font-variant-numeric: tabular-nums; }}
+.axis span {{ white-space: nowrap; }}
+.axis span:first-child {{ transform: none; }}
+.axis span.last {{ transform: translateX(-100%); }}
 """
 
 # Text is set as text, never as HTML.
@@ -66,14 +68,21 @@ export default function ({ parentElement, data, setTriggerValue }) {
     for (const tick of data.ticks) {
         const label = make("span", "", tick.name)
         label.style.left = tick.left + "%"
+        if (tick.left > 95) label.className = "last"
         axis.append(label)
     }
     lanes.append(axis)
+    const player = document.querySelector("video.ff-player")
+    if (player && player.dataset.at !== String(data.seconds)) {
+        player.dataset.at = data.seconds
+        // A little after its beginning, so that no rounding shows the frame before.
+        player.currentTime = data.seconds + 0.001
+    }
     for (const button of lanes.querySelectorAll("button")) if (held && button.ariaLabel === held) button.focus()
 }
 """
 
-_lanes = None
+_lanes: Any = None
 
 
 def show_timeline(
@@ -84,8 +93,10 @@ def show_timeline(
     now_seconds: float,
     key: str,
     on_jump: Callable[[], None],
-) -> Any:
-    """Show who showed what when; `.jump` of what it gives is the start in seconds of the segment that was clicked.
+) -> None:
+    """Show who showed what when, and move the player to the moment when that changes.
+
+    In the session's state under the key, `.jump` is the start in seconds of the segment that was clicked.
 
     Args:
         segments: those of the video.
@@ -111,8 +122,9 @@ def show_timeline(
         {"name": clock(index * step), "left": 100 * index * step / end_seconds}
         for index in range(math.floor(end_seconds / step * 0.98) + 1)
     ]
-    data = {"lanes": lanes, "ticks": ticks, "now": 100 * min(now_seconds / end_seconds, 1.0)}
-    return _lanes(data=data, key=key, on_jump_change=on_jump)
+    now = 100 * min(now_seconds / end_seconds, 1.0)
+    data = {"lanes": lanes, "ticks": ticks, "now": now, "seconds": now_seconds}
+    _lanes(data=data, key=key, on_jump_change=on_jump)
 
 
 def clock(seconds: float) -> str:

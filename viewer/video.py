@@ -15,13 +15,17 @@ from ferflow.merged_rows import find_faces, find_rows, find_video
 from ferflow.records import FaceColumns, Segment, VideoSummary
 from ferflow.summary import emotion_of_rows
 from viewer import files, theme
-from viewer.frames import faces_at, frame_jpeg
+from viewer.frames import ShownFace, faces_at, frame_jpeg
 from viewer.prefect_run import run_url
 from viewer.settings import results
 from viewer.timeline import clock, show_timeline
 
 _MOST_LANES = 12
 _MOST_PILLS = 8
+_FACES_BESIDE = 2
+# More of them stand below the picture.
+_ABOUT_AS_LONG = 0.05
+# Two emotions whose shares differ by less are both named.
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +38,10 @@ class _Found:
     """Who showed what when."""
     tracks: Sequence[int]
     """The people, those seen longest first."""
+    labels: np.ndarray
+    """int (n,), the emotion that each row's face is labelled with: averaged over half a second."""
     counts: Sequence[int]
-    """Faces that showed each of EMOTIONS."""
+    """Faces that are labelled with each of EMOTIONS."""
     annotated: Path | None
     """The annotated video on this machine."""
     times: np.ndarray
@@ -59,7 +65,7 @@ def show() -> None:
         with st.spinner("Reading what was found …"):
             found = _find(video_id, summary.processed_at)
     except (FerflowError, OSError) as error:
-        st.error(f"The results cannot be read at the moment: {error}", icon=":material/error:")
+        st.error(theme.plain(f"The results cannot be read at the moment: {error}"), icon=":material/error:")
         return
     _show(summary, found)
 
@@ -76,9 +82,11 @@ def sentence(summary: VideoSummary) -> str:
     if summary.emotion_shares is None:
         return f"No face was found in {length} of video."
     who = "One person" if summary.track_count == 1 else f"{summary.track_count} people"
-    return (
-        f"{who} in {length} of video, mostly {summary.dominant_emotion}: {max(summary.emotion_shares):.0%} of the time."
-    )
+    shares = sorted(zip(summary.emotion_shares, EMOTIONS, strict=True), key=lambda pair: -pair[0])
+    (most, emotion), (almost, other) = shares[:2]
+    if most - almost < _ABOUT_AS_LONG:
+        return f"{who} in {length} of video, mostly {emotion} and {other}: {most:.0%} and {almost:.0%} of the time."
+    return f"{who} in {length} of video, mostly {emotion}: {most:.0%} of the time."
 
 
 def name_of(summary: VideoSummary) -> str:
@@ -99,35 +107,40 @@ def _find(video_id: str, processed_at: datetime) -> _Found:
     segments = [Segment(**{name: row[name] for name in Segment.__dataclass_fields__}) for row in rows.to_pylist()]
     tracks, inverse = np.unique(faces.track_id, return_inverse=True)
     seconds = np.bincount(inverse, weights=faces.frame_seconds, minlength=len(tracks))
-    counts = np.bincount(emotion_of_rows(faces, segments), minlength=len(EMOTIONS))
+    labels = emotion_of_rows(faces, segments)
     annotated = files.local_file(place, summary.annotated_path)
     return _Found(
         faces=faces,
         segments=segments,
         tracks=tracks[np.argsort(-seconds, kind="stable")].tolist(),
-        counts=counts.tolist(),
+        labels=labels,
+        counts=np.bincount(labels, minlength=len(EMOTIONS)).tolist(),
         annotated=annotated,
         times=np.zeros(0) if annotated is None else read_frame_times(annotated),
     )
 
 
 def _nothing(title: str, advice: str) -> None:
-    with theme.card():
-        st.title(title)
-        st.write(advice)
-        with st.container(horizontal=True):
-            st.page_link(st.session_state.pages["videos"], label="All videos", icon=":material/video_library:")
-            st.page_link(st.session_state.pages["drop"], label="Drop a video", icon=":material/upload:")
+    theme.title(title, advice)
+    with st.container(horizontal=True):
+        st.page_link(st.session_state.pages["videos"], label="All videos", icon=":material/video_library:")
+        st.page_link(st.session_state.pages["drop"], label="Drop a video", icon=":material/upload:")
+
+
+def _show_way_back() -> None:
+    st.page_link(st.session_state.pages["videos"], label="All videos", icon=":material/arrow_back:")
 
 
 def _show_failed(summary: VideoSummary) -> None:
+    _show_way_back()
     theme.title(name_of(summary), "This video could not be analysed.")
-    theme.problem(summary.error or "Nothing is known of the reason.")
-    st.write("It is tried again when the file changes, or when an analysis is started with *force*.")
+    theme.problem(summary.error or "nothing is known of the reason.")
+    st.write("It is tried again when the file changes, or at once with `ferflow analyze --force`.")
     _show_facts(summary)
 
 
 def _show(summary: VideoSummary, found: _Found) -> None:
+    _show_way_back()
     theme.title(name_of(summary), sentence(summary))
     if summary.error:
         st.warning(theme.plain(f"Note: {summary.error}"), icon=":material/warning:")
@@ -148,13 +161,12 @@ def _show_player(summary: VideoSummary, found: _Found) -> None:
     if found.annotated is None:
         st.info("There is no annotated copy of this video: it was analysed without, or the file was removed.")
         return
-    start = st.session_state.get(f"play-{summary.video_id}", 0.0)
     url = files.url_of(summary.video_id, files.ANNOTATED)
     assert summary.info is not None
     ratio = f"{summary.info.width} / {summary.info.height}"
     theme.html(
         f'<video class="ff-player" controls playsinline preload="metadata" style="aspect-ratio: {ratio}" '
-        f'aria-label="The annotated video" src="{url}#t={start:.3f}"></video>'
+        f'aria-label="The annotated video" src="{url}"></video>'
     )
 
 
@@ -187,9 +199,8 @@ def _show_moments(summary: VideoSummary, found: _Found, at: str) -> None:
             start = st.session_state[f"lanes-{video_id}"].jump
             if start is not None:
                 st.session_state[at] = _nearest(found.times, start)
-                st.session_state[f"play-{video_id}"] = start
 
-        lanes = show_timeline(
+        show_timeline(
             found.segments,
             tracks,
             end_seconds=summary.info.duration_seconds,
@@ -199,9 +210,10 @@ def _show_moments(summary: VideoSummary, found: _Found, at: str) -> None:
         )
         hidden = len(found.tracks) - _MOST_LANES
         more = f" {hidden} more, seen for less time, can be chosen above." if track is None and hidden > 0 else ""
-        st.caption(f"A row for each person, by number. A click on a stretch leads to it.{more}")
-        if lanes.jump is not None:
-            st.rerun()  # The player, too, goes there.
+        st.caption(
+            "A row for each person, who was seen longest first. A click leads to the beginning of a stretch, in the "
+            f"video and below.{more}"
+        )
     else:
         track = None
     if len(found.times):
@@ -224,30 +236,32 @@ def _show_frame(found: _Found, video_id: str, at: str, track: int | None) -> Non
     times = found.times
     _show_slider(times, video_id, at)
     seconds = float(times[st.session_state[at]])
+    shown = [face for face in faces_at(found.faces, found.labels, seconds) if track in (None, face.track_id)]
+    is_beside = len(shown) <= _FACES_BESIDE
     left, right = st.columns([3, 2], gap="medium")
     with left:
         assert found.annotated is not None
         picture = frame_jpeg(found.annotated, seconds)
+        place = f"Frame {st.session_state[at]:,} of 0 to {len(times) - 1:,}, at {_exact(seconds)}"
         if picture is None:
             st.warning("This frame cannot be decoded.")
         else:
-            place = f"Frame {st.session_state[at]:,} of 0 to {len(times) - 1:,}, at {_exact(seconds)}"
             st.image(picture, width="stretch", alt=place)
-            st.caption(f"{place}. Labels in the picture average over half a second, the bars are of this frame alone.")
-    with right:
-        shown = [face for face in faces_at(found.faces, seconds) if track in (None, face.track_id)]
+            st.caption(place)
+    with right if is_beside else st.container():
         if not shown:
-            with theme.card():
-                st.write("No face in this frame." if track is None else f"#{track} is not in this frame.")
-        for face in shown[:_MOST_LANES]:
-            with theme.card():
-                best = EMOTIONS[int(np.argmax(face.probabilities))]
-                st.markdown(f"**#{face.track_id}** looks {best} in this frame")
-                theme.bars(
-                    face.probabilities,
-                    [f"{probability:.0%}" for probability in face.probabilities],
-                    label=f"Probabilities of #{face.track_id}",
-                )
+            theme.empty("No face in this frame." if track is None else f"#{track} is not in this frame.", "")
+            return
+        theme.html(f'<div class="ff-faces">{"".join(map(_face_html, shown[:_MOST_LANES]))}</div>')
+        st.caption("The bars are of this frame alone; a label averages over half a second.")
+
+
+def _face_html(face: ShownFace) -> str:
+    seen, label = EMOTIONS[int(np.argmax(face.probabilities))], EMOTIONS[face.label]
+    so_far = "" if seen == label else f", labelled {label}"
+    values = [f"{probability:.0%}" for probability in face.probabilities]
+    bars = theme.bars_html(face.probabilities, values, label=f"Probabilities of #{face.track_id}")
+    return f'<div class="ff-face"><p><b>#{face.track_id}</b> looks {seen} in this frame{so_far}</p>{bars}</div>'
 
 
 def _show_slider(times: np.ndarray, video_id: str, at: str) -> None:
@@ -264,12 +278,12 @@ def _show_slider(times: np.ndarray, video_id: str, at: str) -> None:
     def step(by: int) -> None:
         st.session_state[at] = min(max(st.session_state[at] + by, 0), last)
 
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    with st.container(horizontal=True, vertical_alignment="bottom", key="move"):
         unit = st.segmented_control(
             "Move by", ["time", "frames"], default="time", required=True, key=f"unit-{video_id}"
         )
         st.button("Back", icon=":material/chevron_left:", on_click=step, args=(-1,), help="One frame back")
-        st.button("On", icon=":material/chevron_right:", on_click=step, args=(1,), help="One frame on")
+        st.button("Next", icon=":material/chevron_right:", on_click=step, args=(1,), help="One frame on")
     index = st.session_state[at]
     # Of another kind for each unit: a slider that changes from seconds to frames is another slider.
     slider = f"{slider}-{unit}"
@@ -285,7 +299,7 @@ def _show_slider(times: np.ndarray, video_id: str, at: str) -> None:
 
 
 def _show_downloads(summary: VideoSummary, found: _Found) -> None:
-    st.subheader("Take it away")
+    st.subheader("Download")
     there = [(files.PARQUET, "Rows as Parquet"), (files.CSV, "Rows as CSV")]
     there += [(files.ANNOTATED, "Annotated video")] if found.annotated else []
     there += [(files.TIMELINE, "Timeline picture")] if summary.timeline_path else []
@@ -307,7 +321,7 @@ def _show_facts(summary: VideoSummary) -> None:
         ("Analysed", f"{summary.processed_at:%d %B %Y, %H:%M} UTC, in {clock(summary.processing_seconds)}"),
         ("Model", summary.model_version),
     ]
-    with st.expander("About this result"):
+    with st.expander("About this result", expanded=summary.status == "failed"):
         theme.facts(facts)
         run = _run_url(summary.video_id)
         if run:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, tzinfo
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import streamlit as st
 
 from ferflow.emotions import EMOTIONS
@@ -13,8 +14,8 @@ from ferflow.storage import Results
 from viewer import theme
 from viewer.library import ORDERS, STATUSES, Choice, Library, ListedVideo, Order, Status, Totals
 from viewer.settings import results
-from viewer.strip import STYLE, Stretch, legend_html, shares_html, strip_html
-from viewer.theme import EMOTION_COLORS, INK_COLORS, escaped
+from viewer.strip import STYLE, legend_html, shares_html, strip_html
+from viewer.theme import ALARM, EMOTION_COLORS, INK_COLORS, LINE, MUTED, escaped
 
 _VIDEOS_A_PAGE = 50
 _LOOK_SECONDS = 3.0
@@ -38,7 +39,7 @@ def _show_library() -> None:
         _show_nothing_yet()
         return
     except (ConfigError, OSError) as error:
-        st.error(f"The results cannot be read: {error}", icon=":material/error:")
+        st.error(theme.plain(f"The results cannot be read: {error}"), icon=":material/error:")
         return
     everything = library.totals(Choice())
     if library.damaged:
@@ -49,8 +50,9 @@ def _show_library() -> None:
     choice, order = _choose(library)
     totals = library.totals(choice)
     if not totals.videos:
-        st.info("No video fits these filters.", icon=":material/filter_alt_off:")
-        st.button("Show all videos", on_click=_forget_choice)
+        theme.empty("No video fits these filters.", "Change them, or look at all videos.")
+        with st.container(horizontal_alignment="center"):
+            st.button("Show all videos", on_click=_forget_choice)
         return
     _show_totals(totals)
     first = _choose_page(totals.videos)
@@ -139,11 +141,8 @@ def _choose_page(video_count: int) -> int:
 
 
 def _show_nothing_yet() -> None:
-    with st.container(border=True, horizontal_alignment="center", key="nothing"):
-        st.html(
-            '<div class="ff-nothing"><strong>No video has been analysed yet.</strong><br>'
-            "As soon as one is finished it appears here.</div>"
-        )
+    theme.empty("No video has been analysed yet.", "As soon as one is finished it appears here.")
+    with st.container(horizontal_alignment="center"):
         st.page_link(st.session_state.pages["drop"], label="Drop a video", icon=":material/upload:")
 
 
@@ -171,42 +170,44 @@ def _show_totals(totals: Totals) -> None:
             ("videos", f"{totals.videos:,}"),
             ("failed", f"{totals.failed:,}"),
             ("without a face", f"{totals.without_face:,}"),
-            ("of video", _duration(totals.duration_seconds)),
+            ("of video", _said_duration(totals.duration_seconds)),
             ("faces", _short_number(totals.face_count)),
-            ("of work", _duration(totals.processing_seconds)),
+            ("to analyse them", _said_duration(totals.processing_seconds)),
         ]
     )
     st.html(f"{shares_html(totals.emotion_shares)}{legend_html(totals.emotion_shares)}")
 
 
-def _table_html(videos: Sequence[ListedVideo], strips: dict[str, tuple[Stretch, ...]], zone: tzinfo) -> str:
+def _table_html(videos: Sequence[ListedVideo], strips: dict[str, np.ndarray], zone: tzinfo) -> str:
     heads = ("Video", "Emotions over its time", "Mostly", "Length", "People", "Faces", "Analysed", "Took")
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    rows = "".join(_row_html(video, strips.get(video.video_id, ()), zone) for video in videos)
+    numbers = ("Length", "People", "Faces", "Took")
+    head = "".join(f"<th{_NUMBER if name in numbers else ''}>{name}</th>" for name in heads)
+    rows = "".join(_row_html(video, strips.get(video.video_id), zone) for video in videos)
     return f'<table class="ff-videos"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
-def _row_html(video: ListedVideo, strip: Sequence[Stretch], zone: tzinfo) -> str:
+def _row_html(video: ListedVideo, strip: np.ndarray | None, zone: tzinfo) -> str:
     name, folder = escaped(video.name), escaped(video.folder)
     link = f'<a href="video?video={quote(video.video_id, safe="")}" target="_self" title="{name}">{name}</a>'
     analysed = video.processed_at.astimezone(zone)
     when = f'<td data-name="Analysed" title="{analysed:%Y-%m-%d %H:%M:%S}">{_when(analysed)}</td>'
     if video.status == "failed":
         error = video.error or "no reason was kept"
-        reason = f'<b class="ff-failed">Failed</b> {escaped(error[0].upper() + error[1:])}'
+        reason = f'<b class="ff-failed">Failed</b> {escaped(theme.capitalised(error))}'
         middle = f'<td class="ff-wide" colspan="5">{reason}</td>'
     else:
-        seen = strip_html(strip) if video.face_count else "<em>No face was found.</em>"
+        seen = strip_html(strip) if strip is not None else "<em>No face was found.</em>"
         note = f"<small>{escaped(video.error)}</small>" if video.error else ""
         middle = (
             f'<td class="ff-wide">{seen}{note}</td><td data-name="Mostly">{_emotion_html(video)}</td>'
-            f'<td data-name="Length">{_duration(video.duration_seconds or 0)}</td>'
-            f'<td data-name="People">{video.track_count:,}</td><td data-name="Faces">{video.face_count:,}</td>'
+            f'<td data-name="Length"{_NUMBER}>{_duration(video.duration_seconds or 0)}</td>'
+            f'<td data-name="People"{_NUMBER}>{video.track_count:,}</td>'
+            f'<td data-name="Faces"{_NUMBER}>{video.face_count:,}</td>'
         )
     took = _duration(video.processing_seconds) if video.processing_seconds else ""
     return (
         f'<tr><th scope="row">{link}<small title="{folder}">{folder}</small></th>{middle}{when}'
-        f'<td data-name="Took">{took}</td></tr>'
+        f'<td data-name="Took"{_NUMBER}>{took}</td></tr>'
     )
 
 
@@ -241,6 +242,12 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes < 6000 else f"{minutes / 60:,.0f} h"
 
 
+def _said_duration(seconds: float) -> str:
+    """The same where no heading tells that it is a duration: `3:05 min`."""
+    unit = "" if seconds < 60 or seconds >= 360_000 else " min" if seconds < 3600 else " h"
+    return _duration(seconds) + unit
+
+
 def _short_number(number: int) -> str:
     return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:,.1f} M"
 
@@ -250,32 +257,34 @@ def _when(moment: datetime) -> str:
     return f"{moment:%H:%M}" if moment.date() == today.date() else f"{moment.day} {moment:%b} {moment.year}"
 
 
-_STYLE = """
-.ff-nothing {text-align: center; padding: 2rem 1rem 0}
-.ff-videos {width: 100%; border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums}
-.ff-videos th, .ff-videos td {border: 0; border-bottom: 1px solid rgba(128,128,128,.25); padding: .5rem .6rem .5rem 0;
-    text-align: left; vertical-align: middle; font-weight: 400; white-space: nowrap}
-.ff-videos thead th {font-size: .8rem; opacity: .75}
-.ff-videos tbody th {max-width: 16rem}
-.ff-videos tbody th a {display: block; overflow: hidden; text-overflow: ellipsis; font-weight: 600; color: inherit;
-    text-decoration: none}
-.ff-videos tbody th a:hover, .ff-videos tbody th a:focus {text-decoration: underline}
-.ff-videos small {display: block; overflow: hidden; text-overflow: ellipsis; opacity: .75; font-size: .75rem}
-.ff-videos tbody tr:hover {background: rgba(128,128,128,.07)}
-.ff-videos .ff-wide {width: 40%; white-space: normal}
-.ff-emotion {padding: .1rem .5rem; border-radius: 1rem; font-size: .8rem}
-.ff-failed {color: #b3261e; background: #fdecea; padding: .1rem .5rem; border-radius: 1rem; font-size: .8rem;
-    margin-right: .4rem}
-@media (max-width: 760px) {
-    .ff-videos thead {display: none}
-    .ff-videos tr {display: flex; flex-wrap: wrap; gap: .15rem 1rem; padding: .75rem 0;
-        border-bottom: 1px solid rgba(128,128,128,.25)}
-    .ff-videos th, .ff-videos td {border: 0; padding: 0}
-    .ff-videos tbody th, .ff-videos .ff-wide {width: 100%; max-width: none}
-    .ff-videos td[data-name]:not([data-name="Mostly"])::before {content: attr(data-name) " "; opacity: .7}
-    .ff-videos td:empty {display: none}
-        .st-key-filters {display: grid; grid-template-columns: 1fr 1fr}
-    .st-key-filters > div {width: 100% !important}
-    .st-key-filters > div:nth-child(1), .st-key-filters > div:nth-child(4) {grid-column: span 2}
-}
+_NUMBER = ' class="ff-number"'
+_STYLE = f"""
+.ff-videos {{width: 100%; border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums}}
+.ff-videos th, .ff-videos td {{border: 0; border-bottom: 1px solid {LINE}; padding: .5rem .75rem .5rem 0;
+    text-align: left; vertical-align: middle; font-weight: 400; white-space: nowrap}}
+.ff-videos .ff-number {{text-align: right}}
+.ff-videos thead th {{font-size: .8rem; color: {MUTED}}}
+.ff-videos tbody th {{max-width: 16rem}}
+.ff-videos tbody th a {{display: block; overflow: hidden; text-overflow: ellipsis; font-weight: 600; color: inherit;
+    text-decoration: none}}
+.ff-videos tbody th a:hover, .ff-videos tbody th a:focus {{text-decoration: underline}}
+.ff-videos small {{display: block; overflow: hidden; text-overflow: ellipsis; color: {MUTED}; font-size: .75rem}}
+.ff-videos tbody tr:hover {{background: #f3f5f8}}
+.ff-videos .ff-wide {{width: 40%; white-space: normal}}
+.ff-emotion {{padding: .1rem .5rem; border-radius: 1rem; font-size: .8rem}}
+.ff-failed {{color: {ALARM}; background: #fdecea; padding: .1rem .5rem; border-radius: 1rem; font-size: .8rem;
+    margin-right: .4rem}}
+@media (max-width: 760px) {{
+    .ff-videos, .ff-videos tbody {{display: block}}
+    .ff-videos thead {{display: none}}
+    .ff-videos tr {{display: flex; flex-wrap: wrap; gap: .3rem 1rem; padding: .75rem 0;
+        border-bottom: 1px solid {LINE}}}
+    .ff-videos th, .ff-videos td {{border: 0; padding: 0}}
+    .ff-videos tbody th, .ff-videos .ff-wide {{width: 100%; max-width: 100%; overflow-wrap: anywhere}}
+    .ff-videos td[data-name]:not([data-name="Mostly"])::before {{content: attr(data-name) " "; color: {MUTED}}}
+    .ff-videos td:empty {{display: none}}
+    .st-key-filters {{display: grid; grid-template-columns: 1fr 1fr}}
+    .st-key-filters > div {{width: 100% !important}}
+    .st-key-filters > div:nth-child(1) {{grid-column: span 2}}
+}}
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import logging
 import os
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -105,11 +106,8 @@ class VideoReader:
             self._decoded = self._decode()
             self._first = next(self._decoded, None)
             if self._first is None:
-                # Of such a picture FFmpeg does not even tell the size.
-                too_large = "" if self._stream.width else f", or its picture has more than {limits.max_megapixels:g} MP"
-                raise VideoError(
-                    f"{path}: no frame of this video can be decoded; the file is damaged or incomplete{too_large}."
-                )
+                _check_refused(path, limits)
+                raise VideoError(f"{path}: no frame of this video can be decoded; the file is damaged or incomplete.")
         except BaseException:
             self._container.close()
             raise
@@ -719,6 +717,19 @@ def _check_claims(path: Path, stream: VideoStream, limits: Limits) -> None:
     limits.check_picture(path, stream.codec_context.width, stream.codec_context.height)
     limits.check_frames(path, stream.frames, size_bytes=path.stat().st_size)
     stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
+
+
+def _check_refused(path: Path, limits: Limits) -> None:
+    """Refuse a file whose pictures are so large that FFmpeg did not decode one: only its log says how large."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture(local=False) as said, _open(path, limits):
+            pass
+    finally:
+        av.logging.set_level(level)
+    for size in re.findall(r"Picture size (\d+)x(\d+) exceeds", "".join(text for *_, text in said)):
+        limits.check_picture(path, *map(int, size))
 
 
 def _open(path: Path, limits: Limits = DEFAULT_LIMITS) -> InputContainer:

@@ -15,6 +15,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,6 +87,18 @@ def command(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def end_of(process: "subprocess.Popen[str]") -> tuple[str, str, float]:
+    """What a command said and complained, and the memory of the largest of its processes, in megabytes."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process, ThreadPoolExecutor(1) as reading:
+        complained = reading.submit(process.stderr.read)
+        said = process.stdout.read()
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return said, complained.result(), used.ru_maxrss / 1000
 
 
 def assert_is_whole(root: Path, *, videos: int) -> None:
@@ -243,8 +256,9 @@ def test_damaged_files_end_as_done_or_failed_with_a_sentence(formats, tmp_path, 
     write_damaged(formats, DAMAGED, inbox, seed=2026)
     began = time.time()
     process = command(inbox, "--results", root)
-    said, complained = process.communicate()
+    said, complained, megabytes = end_of(process)
     assert process.returncode in (0, 1), said + complained
+    assert megabytes < 700
     assert "Traceback" not in complained
     rows = pd.read_parquet(root / "videos")
     assert set(rows.status) <= {"done", "failed"}
@@ -260,7 +274,7 @@ def test_damaged_files_end_as_done_or_failed_with_a_sentence(formats, tmp_path, 
         "figures",
         f"{DAMAGED} files of {len(formats)} formats: {(rows.status == 'done').sum()} done, "
         f"{(rows.status == 'failed').sum()} failed with a sentence, {copies} the same as others, 0 crashes of the run, "
-        f"the longest took {slowest:.1f} s",
+        f"the longest took {slowest:.1f} s, the largest process {megabytes:.0f} MB",
     )
 
 
@@ -304,7 +318,8 @@ def test_what_claims_too_much_is_refused_before_it_costs_anything(formats, clip,
     """Seen without `max_pixels`: a GIF takes 1.0 GB, an H.264 file of 750 kB 0.6 GB, each before its first frame."""
     by_suffix = {path.name: path for path in formats}
     bombs = {
-        huge_gif(by_suffix["k.gif"], tmp_path / "huge.gif"): "its picture",
+        huge_gif(by_suffix["k.gif"], tmp_path / "huge.gif"): "its picture of 16000 x 16000 is larger than 64 million",
+        # By so few bytes FFmpeg knows that the picture is not there.
         growing_avi(by_suffix["c.avi"], tmp_path / "growing.avi"): "no frame of this video can be decoded",
         million_frames(clip, tmp_path / "million.mp4"): "it claims 1,000,000 frames in ",
     }

@@ -44,7 +44,7 @@ class WatchSettings(BaseModel):
     """Analyse on the workers of a Prefect deployment, such as analyze-videos/analyze-videos; empty: in this process."""
     ray: str = ""
     """Carry the analysis out on a Ray cluster, such as ray://head:10001 (`uv sync --extra ray`); empty: not."""
-    max_upload_mb: int = Field(2000, ge=1)
+    max_upload_mb: int = Field(1000, ge=1)
     """The page takes no larger file than this many megabytes; larger ones are copied into the inbox."""
     page_names: list[str] = []
     """Names that the page answers to beside localhost and this machine's numbers, such as videos.example.org."""

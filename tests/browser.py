@@ -35,6 +35,15 @@ class Viewer:
     """Where it runs, with `inbox` and `results`."""
     log: Path
     """What it said."""
+    pid: int
+    """Its process."""
+
+    @property
+    def memory_mb(self) -> float:
+        """What the process holds now."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        (line,) = (line for line in status.splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +127,6 @@ def serve_viewer(folder: Path, *options: str, **environment: str) -> Iterator[Vi
             return False
 
         eventually(is_up, "the page")
-        yield Viewer(url, folder, log)
+        yield Viewer(url, folder, log, process.pid)
     finally:
         end(process)

@@ -206,6 +206,22 @@ def test_pictures_are_taken_away(viewer, clip, page, tmp_path, label, begins):
     assert download.value.suggested_filename.startswith("happy_then_angry_same_track.")
 
 
+def test_an_upload_is_not_held_in_memory_when_it_has_been_taken(viewer, clip, page, shared, tmp_path):
+    large = tmp_path / "large.mp4"
+    padding = 100_000_000
+    large.write_bytes((shared / "videos" / CLIP).read_bytes() + padding.to_bytes(4, "big") + b"free")
+    os.truncate(large, large.stat().st_size + padding - 8)
+    before = viewer.memory_mb
+    try:
+        drop(page, viewer.url, large)
+        expect(
+            page.get_by_text("Queued").or_(page.get_by_text("frames,")).or_(page.get_by_text("See when")).first
+        ).to_be_visible()
+        eventually(lambda: viewer.memory_mb < before + 50, "the memory to be given back")
+    finally:
+        (viewer.folder / "inbox" / "large.mp4").unlink()
+
+
 def test_a_broken_file_is_refused_with_its_reason(viewer, page, shared, tmp_path):
     (tmp_path / "notes.mp4").write_text("These are no pictures.\n" * 20)
     drop(page, viewer.url, shared / "videos" / "truncated_no_moov.mp4", tmp_path / "notes.mp4")

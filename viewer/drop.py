@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from ferflow.errors import FerflowError, VideoError
 from ferflow.merged_rows import find_video
@@ -40,7 +41,7 @@ def show() -> None:
     theme.title("Drop a video", "Drag videos onto the field, or choose them, and see which emotions the faces show.")
     dropped: list[_Dropped] = st.session_state.setdefault("dropped", [])
     turn = st.session_state.setdefault("turn", 0)
-    # Of another key after each turn, so that it is empty again and lets go of the bytes.
+    # Of another key after each turn, so that it is empty again.
     given = st.file_uploader(
         "Videos",
         type=[suffix.removeprefix(".") for suffix in SUFFIXES],
@@ -53,6 +54,7 @@ def show() -> None:
         for file in given:
             with st.spinner(theme.plain(f"Taking {safe_name(file.name)} …")):
                 dropped.insert(0, _take(file, file.name))
+                _let_go(file.file_id)
         st.session_state["turn"] = turn + 1
         st.rerun()
     seconds = _LOOK_SECONDS if is_local(results().root) else _LOOK_INTO_BUCKET_SECONDS
@@ -68,6 +70,13 @@ def _take(file: object, name: str) -> _Dropped:
         why = f"{safe_name(name)}: it cannot be put into the inbox ({error}); tell whoever runs this page."
         return _Dropped(safe_name(name), None, why, time.time())
     return _Dropped(upload.name, upload.video_id, None, time.time())
+
+
+def _let_go(file_id: str) -> None:
+    """Free the bytes of an upload, which Streamlit would hold until the browser leaves."""
+    context = get_script_run_ctx()
+    if context is not None:
+        context.uploaded_file_mgr.remove_file(context.session_id, file_id)  # type: ignore[attr-defined]
 
 
 def _show_dropped() -> None:

@@ -152,8 +152,8 @@ class _Child:
     def __init__(self) -> None:
         self.connection, theirs = Pipe()
         # Nothing is ever written to it. The system closes it when this process is gone, and the other end notices.
-        watched, self._lifeline = os.pipe()
-        numbers = theirs.fileno(), watched
+        watched, self._lifeline = Pipe(duplex=False)
+        numbers = theirs.fileno(), watched.fileno()
         self._process = subprocess.Popen(
             # -P: nothing is imported from the folder that a person happens to stand in.
             [sys.executable, "-P", "-c", f"from ferflow.child_process import serve; serve{numbers}"],
@@ -164,7 +164,7 @@ class _Child:
             start_new_session=True,
         )
         theirs.close()
-        os.close(watched)
+        watched.close()
 
     def end(self, grace_seconds: float = 0.0) -> int:
         """End the process, which may still tidy up; gives its exit status, negative for a signal."""
@@ -173,9 +173,32 @@ class _Child:
         self._process.kill()
         status = self._process.wait()
         self.connection.close()
-        with contextlib.suppress(OSError):
-            os.close(self._lifeline)
+        self._lifeline.close()
         return status
+
+    def ask(self, request: _Request) -> None:
+        """Let it compute something."""
+        with self._death_told():
+            self.connection.send(request)
+
+    def hear(self) -> object:
+        """What it says; None if it says nothing for a moment."""
+        with self._death_told():
+            return self.connection.recv() if self.connection.poll(_LOOK_SECONDS) else None
+
+    @contextlib.contextmanager
+    def _death_told(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError) as error:  # OSError also where it ends in the middle of a message.
+            status = self.end(_GRACE_SECONDS)
+            if status >= 0:
+                raise ModelError(
+                    f"the process that analyses videos ended with status {status}; what it wrote before says why. If "
+                    "it names a module, install ferflow again."
+                ) from error
+            name = signal.Signals(-status).name
+            raise _Died(f"was ended by {name}" if -status in _FROM_OUTSIDE else f"crashed ({name})") from error
 
 
 _idle: list[_Child] = []
@@ -201,47 +224,36 @@ def _converse(
     child: _Child, request: _Request, video: Path, settings: Settings, progress: Progress | None
 ) -> _Done | _Failed:
     """Ask a child and listen to it until it has answered."""
-    connection = child.connection
     step = _Step(0, None)
     total_seconds = silent_seconds = 0.0
     is_counted = True
-    try:
-        connection.send(request)
-        while True:
-            began = time.monotonic()
-            is_heard = connection.poll(_LOOK_SECONDS)
-            if is_counted:
-                # Not more than was to be waited: this process may have been halted.
-                seconds = min(time.monotonic() - began, _LOOK_SECONDS)
-                total_seconds, silent_seconds = total_seconds + seconds, silent_seconds + seconds
-            match connection.recv() if is_heard else None:
-                case _Failed(MemoryError()):
-                    raise _Died(f"asks for more than {settings.max_memory_gb:g} GB of memory")
-                case _Done() | _Failed() as answer:
-                    return answer
-                case _Step() as step:
-                    silent_seconds = 0.0
-                    if progress is not None:
-                        progress(step.done, step.expected)
-                case _Waiting(is_over):
-                    is_counted, silent_seconds = is_over, 0.0
-                case logging.LogRecord() as record:
-                    hearer = logging.getLogger(record.name)
-                    if hearer.isEnabledFor(record.levelno):
-                        hearer.handle(record)
-                case None:
-                    if progress is not None:
-                        progress(step.done, step.expected)
-            _check_time(video, settings, step.done, total_seconds, silent_seconds)
-    except (EOFError, ConnectionError) as error:
-        status = child.end(_GRACE_SECONDS)
-        if status >= 0:
-            raise ModelError(
-                f"the process that analyses videos ended with status {status}; what it wrote before says why. If it "
-                "names a module, install ferflow again."
-            ) from error
-        name = signal.Signals(-status).name
-        raise _Died(f"was ended by {name}" if -status in _FROM_OUTSIDE else f"crashed ({name})") from error
+    child.ask(request)
+    while True:
+        began = time.monotonic()
+        message = child.hear()
+        if is_counted:
+            # Not more than was to be waited: this process may have been halted.
+            seconds = min(time.monotonic() - began, _LOOK_SECONDS)
+            total_seconds, silent_seconds = total_seconds + seconds, silent_seconds + seconds
+        match message:
+            case _Failed(MemoryError()):
+                raise _Died(f"asks for more than {settings.max_memory_gb:g} GB of memory")
+            case _Done() | _Failed() as answer:
+                return answer
+            case _Step() as step:
+                silent_seconds = 0.0
+                if progress is not None:
+                    progress(step.done, step.expected)
+            case _Waiting(is_over):
+                is_counted, silent_seconds = is_over, 0.0
+            case logging.LogRecord() as record:
+                hearer = logging.getLogger(record.name)
+                if hearer.isEnabledFor(record.levelno):
+                    hearer.handle(record)
+            case None:
+                if progress is not None:
+                    progress(step.done, step.expected)
+        _check_time(video, settings, step.done, total_seconds, silent_seconds)
 
 
 def _check_time(video: Path, settings: Settings, done: int, total_seconds: float, silent_seconds: float) -> None:
@@ -273,10 +285,13 @@ def serve(talk: int, lifeline: int) -> None:
     """
     global _parent
     import fcntl
+    import select
 
     # The system itself then sends SIGIO, which ends this process, whatever it is in the middle of.
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([lifeline], [], [], 0)[0]:
+        return  # It was gone before that.
     connection = Connection(talk)
     sending = threading.Lock()
 

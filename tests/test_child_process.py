@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -54,6 +55,13 @@ def crash_once(mark: Path, *, progress) -> str:
     mark.touch()
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
+
+
+def die_while_talking(*, progress) -> None:
+    """A message of 100 kB is announced, and ends after its beginning."""
+    talk = int(sys.orig_argv[-1].partition("serve(")[2].partition(",")[0])
+    os.write(talk, struct.pack("!i", 100_000) + b"begin")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def hang(*, progress) -> None:
@@ -134,6 +142,30 @@ def test_a_child_that_was_killed_from_outside_costs_nothing(tmp_path):
     assert call(partial(crash_once, tmp_path / "mark")) == "well"
 
 
+def test_a_child_that_dies_in_the_middle_of_a_message_is_a_sentence():
+    with pytest.raises(VideoError, match="what reads it was ended by SIGKILL, also when it was tried again"):
+        call(die_while_talking)
+
+
+def test_a_fault_of_who_listens_is_not_held_against_the_video():
+    def lose(done: int, expected: int | None) -> None:
+        raise ConnectionResetError("the bucket is away")
+
+    began = time.monotonic()
+    with pytest.raises(ConnectionResetError, match="the bucket is away"):
+        call_apart(partial(count, 5), video=CLIP, settings=Settings(), progress=lose)
+    assert time.monotonic() - began < 5
+
+
+def test_no_file_of_another_thread_is_closed_when_a_child_is_ended_twice():
+    child = child_process._Child()
+    child.end()
+    reused = [os.open(os.devnull, os.O_RDONLY) for _ in range(10)]
+    child.end()
+    for number in reused:
+        os.close(number)
+
+
 def test_what_hangs_is_given_up():
     call(who)  # Beginning a child takes time, too.
     with pytest.raises(VideoError, match=r"^clip\.mp4: nothing has come of it for 1 s after frame 3, so it was given"):
@@ -205,6 +237,26 @@ def test_a_child_that_hangs_ends_with_its_parent(how, tmp_path):
     while is_alive(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_alive(child)
+
+
+def test_a_child_whose_parent_dies_while_it_begins_ends_too(tmp_path):
+    program = (
+        "import os, sys; from functools import partial; from pathlib import Path\n"
+        "from ferflow.child_process import _Child, _Request; from test_child_process import hang_and_tell\n"
+        "child = _Child()\n"
+        "child.connection.send(_Request(partial(hang_and_tell, Path(sys.argv[1])), 1 << 40, 30))\n"
+        "Path(sys.argv[2]).write_text(str(child._process.pid))\n"
+        "os._exit(0)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parent}"}
+    began, child = tmp_path / "began", tmp_path / "child"
+    subprocess.run([sys.executable, "-c", program, began, child], env=environment, check=True)
+    deadline = time.monotonic() + 60
+    while is_alive(int(child.read_text())) and not began.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if began.exists():
+        os.kill(int(child.read_text()), signal.SIGKILL)
+    assert not began.exists()
 
 
 def hang_and_tell(told: Path, *, progress) -> None:

@@ -285,14 +285,13 @@ def serve(talk: int, lifeline: int) -> None:
     """
     global _parent
     import fcntl
-    import select
 
     # The system itself then sends SIGIO, which ends this process, whatever it is in the middle of.
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([lifeline], [], [], 0)[0]:
-        return  # It was gone before that.
-    connection = Connection(talk)
+    connection, watched = Connection(talk), Connection(lifeline, writable=False)
+    if watched.poll():
+        return  # The parent was gone before that.
     sending = threading.Lock()
 
     def send(message: object) -> None:

@@ -12,15 +12,16 @@ from ferflow.records import FaceColumns, Frame
 _COLOR_OF = {
     "angry": (240, 70, 10),
     "disgust": (0, 143, 105),
-    "fear": (176, 127, 225),
+    "fear": (178, 124, 228),
     "happy": (245, 212, 40),
     "neutral": (167, 167, 167),
-    "sad": (20, 95, 180),
+    "sad": (20, 80, 180),
     "surprise": (115, 224, 243),
 }
 EMOTION_COLORS_RGB: tuple[tuple[int, int, int], ...] = tuple(_COLOR_OF[emotion] for emotion in EMOTIONS)
-"""One colour per class in the order of EMOTIONS, for boxes and charts. Red-green blind people can tell them apart:
-any two differ by a CIEDE2000 of 16 or more as they see them (Machado et al. 2009; Okabe and Ito's colours: 7)."""
+"""One colour per class in the order of EMOTIONS, for boxes and charts. People with any kind of colour-blindness can
+tell them apart: any two differ by a CIEDE2000 of 16 or more as they see them (Machado et al. 2009; see
+tests/test_colors.py; Okabe and Ito's colours: 7)."""
 
 _DARK = (25, 25, 25)
 _WEIGHT = 600  # semi-bold: thinner letters break up when a small video is compressed

@@ -119,6 +119,7 @@ def test_every_step_is_heard_in_order():
 
 
 def test_what_is_raised_there_is_raised_here_and_the_child_goes_on():
+    """Seen to fail: without the note of `_sendable` nobody learnt where an error came from."""
     child = call(who)
     with pytest.raises(VideoError, match="this is no video"):
         call(partial(refuse, "this is no video"))
@@ -129,6 +130,7 @@ def test_what_is_raised_there_is_raised_here_and_the_child_goes_on():
 
 
 def test_a_crash_is_tried_once_more_and_then_a_sentence(caplog):
+    """Seen to fail with `_ATTEMPTS` at 1, as the next."""
     with pytest.raises(VideoError) as raised:
         call(crash)
     assert str(raised.value) == (
@@ -139,15 +141,19 @@ def test_a_crash_is_tried_once_more_and_then_a_sentence(caplog):
 
 
 def test_a_child_that_was_killed_from_outside_costs_nothing(tmp_path):
+    """Seen to fail: without the second try the video had failed."""
     assert call(partial(crash_once, tmp_path / "mark")) == "well"
 
 
 def test_a_child_that_dies_in_the_middle_of_a_message_is_a_sentence():
+    """Seen to fail: it was an OSError, by which the whole run ended."""
     with pytest.raises(VideoError, match="what reads it was ended by SIGKILL, also when it was tried again"):
         call(die_while_talking)
 
 
 def test_a_fault_of_who_listens_is_not_held_against_the_video():
+    """Seen to fail: it was taken for the child's end, and the video was called damaged."""
+
     def lose(done: int, expected: int | None) -> None:
         raise ConnectionResetError("the bucket is away")
 
@@ -158,6 +164,7 @@ def test_a_fault_of_who_listens_is_not_held_against_the_video():
 
 
 def test_no_file_of_another_thread_is_closed_when_a_child_is_ended_twice():
+    """Seen to fail: the number of the lifeline was closed twice, and by then was another file's."""
     child = child_process._Child()
     child.end()
     reused = [os.open(os.devnull, os.O_RDONLY) for _ in range(10)]
@@ -167,18 +174,22 @@ def test_no_file_of_another_thread_is_closed_when_a_child_is_ended_twice():
 
 
 def test_what_hangs_is_given_up():
+    """Seen to fail: without the first half of `_check_time` only the length of the video ended it."""
     call(who)  # Beginning a child takes time, too.
     with pytest.raises(VideoError, match=r"^clip\.mp4: nothing has come of it for 1 s after frame 3, so it was given"):
         call(hang, patience_seconds=1)
 
 
 def test_what_takes_too_long_by_its_length_is_given_up():
+    """Seen to fail: without the second half of `_check_time` it went on for ever."""
     call(who)
     with pytest.raises(VideoError, match=r"it takes more than 0\.1 s a frame, so it was given up after frame \d"):
         call(dawdle, patience_seconds=1, max_seconds_per_frame=0.1)
 
 
 def test_time_that_the_caller_takes_is_not_held_against_the_video():
+    """Seen to fail: with all the time counted since the beginning it was given up after the second frame."""
+
     def slow(done: int, expected: int | None) -> None:
         time.sleep(0.4)
 
@@ -187,25 +198,31 @@ def test_time_that_the_caller_takes_is_not_held_against_the_video():
 
 
 def test_what_swells_is_given_up():
+    """Seen to fail: without `_limit_memory` it had its 3 GB."""
     with pytest.raises(VideoError, match="asks for more than 1 GB of memory, also when it was tried again"):
         call(swell, max_memory_gb=1)
     assert call(swell) == 3 << 30
 
 
 def test_what_is_logged_there_is_logged_here(caplog):
+    """Seen to fail where `_converse` passed its records over."""
     call(say)
     assert ("ferflow.frames", logging.WARNING, "its sound is damaged") in caplog.record_tuples
 
 
 def test_who_stops_it_does_not_wait_for_what_hangs():
-    began = time.monotonic()
+    """Seen to fail: where the last step was not told again, nobody was asked until the patience was over."""
+    call(who)
+    told = []
 
     def stop(done: int, expected: int | None) -> None:
-        if done == 3 and time.monotonic() - began > 1:
+        told.append(done)
+        if told.count(3) > 2:  # By then it hangs.
             raise Stopped("stopped")
 
+    began = time.monotonic()
     with pytest.raises(Stopped):
-        call_apart(hang, video=CLIP, settings=Settings(), progress=stop)
+        call_apart(hang, video=CLIP, settings=Settings(patience_seconds=30), progress=stop)
     assert time.monotonic() - began < 10
 
 
@@ -218,6 +235,7 @@ def is_alive(process_id: int) -> bool:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_child_that_hangs_ends_with_its_parent(how, tmp_path):
+    """Seen to fail: without O_ASYNC on the lifeline it lived on."""
     program = (
         "import sys; from pathlib import Path; from functools import partial\n"
         "from ferflow.child_process import call_apart; from ferflow.config import Settings\n"
@@ -240,6 +258,7 @@ def test_a_child_that_hangs_ends_with_its_parent(how, tmp_path):
 
 
 def test_a_child_whose_parent_dies_while_it_begins_ends_too(tmp_path):
+    """Seen to fail: the system tells only of what happens from O_ASYNC on, so it lived on."""
     program = (
         "import os, sys; from functools import partial; from pathlib import Path\n"
         "from ferflow.child_process import _Child, _Request; from test_child_process import hang_and_tell\n"

@@ -315,7 +315,8 @@ def million_frames(clip: Path, path: Path) -> Path:
 
 @pytest.mark.fault("files of a few kilobytes that claim 16,000 x 16,000 or a million frames")
 def test_what_claims_too_much_is_refused_before_it_costs_anything(formats, clip, tmp_path, record_property):
-    """Seen without `max_pixels`: a GIF takes 1.0 GB, an H.264 file of 750 kB 0.6 GB, each before its first frame."""
+    """Seen to fail: without `max_pixels` a GIF took 1.0 GB, an H.264 file of 750 kB 0.6 GB, each before its first
+    frame; without `Limits.check_frames` the million frames were read before anything was said."""
     by_suffix = {path.name: path for path in formats}
     bombs = {
         huge_gif(by_suffix["k.gif"], tmp_path / "huge.gif"): "its picture of 16000 x 16000 is larger than 64 million",
@@ -341,6 +342,8 @@ def test_what_claims_too_much_is_refused_before_it_costs_anything(formats, clip,
 
 
 def test_limits_are_those_of_the_settings(make_video, clip, tmp_path):
+    """Seen to fail: without `Limits.check_picture` it was said that nothing can be decoded, without `check_frames` the
+    video was done."""
     inbox = tmp_path / "inbox"
     drop(clip, inbox / "clip.mp4", 0)
     made = [
@@ -374,7 +377,8 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 @pytest.mark.fault("the disk is full")
 def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(clip, small_disk, tmp_path, record_property):
-    """Not yet seen to fail without its protection, `process_each` taking OSError for the end of the run."""
+    """Seen to fail: where `process_each` did not take OSError for the end of the run, it went on to every other video
+    and ended with a traceback."""
     count = 12
     inbox, root = fill(clip, tmp_path / "inbox", count), small_disk / "results"
     open_results(root)
@@ -483,7 +487,9 @@ def test_a_file_that_is_replaced_is_never_mixed_with_the_other(stage, clip, make
 
 @pytest.mark.fault("names with ../, newlines, quotes, control characters, 255 bytes; links that lead outside")
 def test_hostile_names_stay_names(clip, tmp_path, record_property):
-    """Seen to fail: a link to itself ended the run, and a backslash in a name became a folder in `annotated_path`."""
+    """Seen to fail: a link to itself ended the run, and a backslash in a name became a folder in `annotated_path`;
+    where `storage._readable` did not cut names, a long one ended the run, and where `Results.annotated` did not add the
+    video's id, two of the same name had one file."""
     inbox, root, outside = tmp_path / "inbox", tmp_path / "results", tmp_path / "outside"
     outside.mkdir()
     names = [

@@ -405,7 +405,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(clip, small_
 
 @pytest.mark.fault("the results folder is read-only")
 def test_results_that_are_read_only_end_the_run_with_a_sentence(clip, small_disk, tmp_path):
-    """Not yet seen to fail without its protection, as the full disk."""
+    """Seen to fail: without `except OSError` in `flows.cli.main` it was a traceback."""
     inbox, root = fill(clip, tmp_path / "inbox", 3), small_disk / "results"
     # In a process of its own, because nobody may have a file open there.
     program = "import pathlib, sys; from ferflow.sources import open_results; open_results(pathlib.Path(sys.argv[1]))"
@@ -489,7 +489,7 @@ def test_a_file_that_is_replaced_is_never_mixed_with_the_other(stage, clip, make
 def test_hostile_names_stay_names(clip, tmp_path, record_property):
     """Seen to fail: a link to itself ended the run, and a backslash in a name became a folder in `annotated_path`;
     where `storage._readable` did not cut names, a long one ended the run, and where `Results.annotated` did not add the
-    video's id, two of the same name had one file."""
+    video's id, two of the same name had one file; without `utf8` a name that is no text broke off the run."""
     inbox, root, outside = tmp_path / "inbox", tmp_path / "results", tmp_path / "outside"
     outside.mkdir()
     names = [

@@ -99,6 +99,54 @@ def strip_colors(strip: Locator) -> np.ndarray:
     return cv2.cvtColor(picture, cv2.COLOR_BGRA2RGBA)
 
 
+def faint_texts(page: Page) -> list[str]:
+    """What can be seen on a page and has less contrast with its ground than WCAG 2.1 AA asks for: 4.5, large text 3."""
+    found: list[str] = page.evaluate(_FAINT_TEXTS)
+    return found
+
+
+_FAINT_TEXTS = """() => {
+    const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true})
+    const rgba = color => {
+        context.clearRect(0, 0, 1, 1)
+        context.fillStyle = color
+        context.fillRect(0, 0, 1, 1)
+        const [red, green, blue, alpha] = context.getImageData(0, 0, 1, 1).data
+        return [red, green, blue, alpha / 255]
+    }
+    const over = (top, ground) => ground.map((value, at) => top[3] * top[at] + (1 - top[3]) * value)
+    const luminance = color => color.map(value => value / 255)
+        .map(value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, value, at) => sum + [0.2126, 0.7152, 0.0722][at] * value, 0)
+    const looked = [], faint = []
+    const roots = [document.body]
+    for (const root of roots) for (const element of root.querySelectorAll("*")) {
+        if (element.shadowRoot) roots.push(element.shadowRoot)
+        const text = [...element.childNodes].filter(node => node.nodeType === 3).map(node => node.data.trim()).join("")
+        const box = element.getBoundingClientRect()
+        if (!text || !box.width || !box.height || !element.checkVisibility({visibilityProperty: true})) continue
+        if (element.closest("style, script, [disabled], [data-testid=stIconMaterial], [aria-hidden=true]")) continue
+        const chain = []
+        for (let at = element; at; at = at.parentElement || at.getRootNode().host) chain.unshift(at)
+        let ground = [255, 255, 255], opacity = 1
+        for (const at of chain) {
+            const style = getComputedStyle(at)
+            opacity *= style.opacity
+            ground = over(rgba(style.backgroundColor), ground)
+        }
+        const style = getComputedStyle(element), ink = rgba(style.color)
+        ink[3] *= opacity
+        const [darker, lighter] = [luminance(over(ink, ground)), luminance(ground)].sort((a, b) => a - b)
+        const ratio = (lighter + 0.05) / (darker + 0.05)
+        const size = parseFloat(style.fontSize), isLarge = size >= 24 || (size >= 18.66 && style.fontWeight >= 700)
+        if (!opacity) continue
+        looked.push(text)
+        if (ratio < (isLarge ? 3 : 4.5)) faint.push(`${text.slice(0, 40)}: ${ratio.toFixed(2)}`)
+    }
+    return looked.length > 5 ? faint : ["hardly any text was found"]
+}"""
+
+
 @contextlib.contextmanager
 def serve_viewer(folder: Path, *options: str, **environment: str) -> Iterator[Viewer]:
     """`ferflow view` in a folder, on a port of its own; options and environment are added to its own."""

@@ -5,7 +5,7 @@ import shutil
 from datetime import UTC, datetime
 
 import pytest
-from browser import opened, serve_viewer
+from browser import faint_texts, opened, serve_viewer
 from playwright.sync_api import expect
 
 from models.store import ModelStore, Verdict, shipped_model
@@ -77,6 +77,11 @@ def test_a_strangers_card_fetches_nothing(viewer, model):
     expect(model.get_by_role("heading", name="A card")).to_be_visible()
     model.wait_for_timeout(500)
     assert [url for url in asked if "example.org" in url] == []
+
+
+def test_every_text_stands_out_from_its_ground(model):
+    expect(model.locator(".ff-confusion")).to_be_visible()
+    assert faint_texts(model) == []
 
 
 def test_on_a_phone_nothing_reaches_past_the_edge(viewer, browser):

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from browser import opened, serve_viewer, strip_colors
+from browser import faint_texts, opened, serve_viewer, strip_colors
 from made_results import add_failure, add_video
 from playwright.sync_api import expect
 
@@ -132,6 +132,10 @@ def test_a_damaged_table_is_told_and_the_rest_is_shown(viewer, videos):
         expect(rows(videos).first).to_be_visible()
     finally:
         damaged.unlink()
+
+
+def test_every_text_stands_out_from_its_ground(videos):
+    assert faint_texts(videos) == []
 
 
 def test_on_a_phone_nothing_reaches_past_the_edge(viewer, browser):

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from browser import FERFLOW, opened, serve_viewer
+from browser import FERFLOW, faint_texts, opened, serve_viewer
 from playwright.sync_api import Page, expect
 from prefect_server import end, eventually
 
@@ -361,6 +361,18 @@ def test_nothing_is_wider_than_a_phone(viewer, clip, browser, path):
         page.wait_for_timeout(1500)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.get_by_test_id("stMain").evaluate("main => main.scrollWidth - main.clientWidth") <= 0
+
+
+@pytest.mark.parametrize("path", ["", "video"])
+def test_every_text_stands_out_from_its_ground(viewer, clip, page, path):
+    if path:
+        open_video(page, viewer, clip)
+        page.get_by_text("About this result").click()
+    else:
+        page.goto(viewer.url)
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    page.wait_for_timeout(1000)
+    assert faint_texts(page) == []
 
 
 def test_it_listens_on_this_machine_alone(viewer):

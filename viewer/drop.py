@@ -92,7 +92,7 @@ def _show_dropped() -> None:
                 found = find_video(results(), file.video_id)
                 summaries |= {} if found is None else {file.video_id: found}
     except (FerflowError, OSError) as error:
-        st.error(theme.plain(f"The results cannot be read at the moment: {error}"), icon=":material/error:")
+        theme.unreadable("The results", error)
         return
     for file in dropped:
         with theme.card():

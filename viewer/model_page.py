@@ -32,8 +32,7 @@ def show() -> None:
         models, promotions = store.versions(), store.promotions()
         in_use = store.in_use().name
     except (FerflowError, OSError) as error:
-        st.error(theme.plain(f"The emotion models cannot be read: {error}"), icon=":material/error:")
-        st.button("Try again")
+        theme.unreadable("The list of emotion models", error)
         return
     if not models:
         st.error("No emotion model can be read. Install ferflow again.", icon=":material/error:")
@@ -205,7 +204,7 @@ def _confusion_html(confusion: Sequence[Sequence[int]]) -> str:
         for answer, count in zip(EMOTIONS, row, strict=True):
             share = count / total
             color = f"background:color-mix(in srgb,{primary} {100 * share:.0f}%,transparent)"
-            ink = ";color:#fff" if share > _WHITE_ON else ""
+            ink = ";color:#fff" if share > _WHITE_ON else ";color:#000"
             meaning = f"{count:,} of {total:,} labelled {emotion} were taken for {answer}"
             text = f"<b>{share:.0%}</b>" if answer == emotion else f"{share:.0%}"
             cells += f'<td style="{color}{ink}" title="{meaning}">{text}</td>'

@@ -114,6 +114,14 @@ def capitalised(text: str) -> str:
     return text if "." in text.partition(" ")[0] else text[:1].upper() + text[1:]
 
 
+def unreadable(what: str, error: Exception) -> None:
+    """That something cannot be read, why, and what to do: `what` begins the sentence."""
+    why = f"{error.filename}: {error.strerror.lower()}" if isinstance(error, OSError) and error.strerror else str(error)
+    st.error(plain(f"{what} cannot be read. {why.rstrip('.')}."), icon=":material/error:")
+    st.caption("If that stays so when you look again, tell whoever runs this page.")
+    st.button("Look again", icon=":material/refresh:")
+
+
 def empty(text: str, advice: str) -> None:
     """That there is nothing to be seen here, and what to do."""
     html(f'<div class="ff-empty"><b>{escaped(text)}</b><br>{escaped(advice)}</div>')

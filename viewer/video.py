@@ -65,7 +65,8 @@ def show() -> None:
         with st.spinner("Reading what was found …"):
             found = _find(video_id, summary.processed_at)
     except (FerflowError, OSError) as error:
-        st.error(theme.plain(f"The results cannot be read at the moment: {error}"), icon=":material/error:")
+        theme.title("This video cannot be shown", "")
+        theme.unreadable("Its result", error)
         return
     _show(summary, found)
 
@@ -128,6 +129,7 @@ def _nothing(title: str, advice: str) -> None:
 
 
 def _show_way_back() -> None:
+    """To the table of all videos."""
     st.page_link(st.session_state.pages["videos"], label="All videos", icon=":material/arrow_back:")
 
 

@@ -39,7 +39,7 @@ def _show_library() -> None:
         _show_nothing_yet()
         return
     except (ConfigError, OSError) as error:
-        st.error(theme.plain(f"The results cannot be read: {error}"), icon=":material/error:")
+        theme.unreadable("The results", error)
         return
     everything = library.totals(Choice())
     if library.damaged:

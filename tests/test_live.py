@@ -131,6 +131,19 @@ def test_a_thread_without_pictures_ends_and_the_next_picture_begins_another(dete
     live.close()
 
 
+def test_a_camera_that_falls_silent_is_told_from_one_that_was_switched_off(detector):
+    now = [0.0]
+    live = LiveFaces(lambda: contextlib.nullcontext((detector, AlwaysHappy())), clock=lambda: now[0])
+    assert not live.is_cut_off
+    live.annotate(picture())
+    now[0] = 4.0
+    assert not live.is_cut_off
+    now[0] = 6.0
+    assert live.is_cut_off
+    live.close()
+    assert not live.is_cut_off
+
+
 def test_what_was_seen_is_forgotten_after_a_minute(detector):
     now = [0.0]
     live = LiveFaces(lambda: contextlib.nullcontext((detector, AlwaysHappy())), clock=lambda: now[0])
@@ -193,6 +206,18 @@ LABEL_PIXELS = """(video, colors) => {
 # How much of the picture has one of some colours.
 
 
+KEEP_CONNECTIONS = """
+    window.connections = []
+    const Known = window.RTCPeerConnection
+    window.RTCPeerConnection = function(...given) {
+        const connection = new Known(...given)
+        window.connections.push(connection)
+        return connection
+    }
+    window.RTCPeerConnection.prototype = Known.prototype
+"""
+
+
 def test_the_page_draws_boxes_and_emotions_on_the_picture_of_the_camera(viewer, camera):
     options = [
         "--use-fake-device-for-media-stream",
@@ -202,6 +227,7 @@ def test_the_page_draws_boxes_and_emotions_on_the_picture_of_the_camera(viewer, 
     asked = []
     with started_browser(*options) as browser, opened(browser) as page:
         page.on("request", lambda request: asked.append(request.url))
+        page.add_init_script(KEEP_CONNECTIONS)
         page.goto(f"{viewer.url}/live")
         expect(page.get_by_text("The camera is off.")).to_be_visible()
         component = page.frame_locator("iframe[title*=webrtc]")
@@ -218,6 +244,11 @@ def test_the_page_draws_boxes_and_emotions_on_the_picture_of_the_camera(viewer, 
         # In words too, and on the timeline.
         expect(page.get_by_role("heading", name=re.compile("Person [0-9]+")).first).to_be_visible()
         expect(page.locator(".ff-lanes .ff-strip").first).to_have_attribute("alt", re.compile("happy"))
+        for frame in page.frames:
+            frame.evaluate("window.connections.forEach(connection => connection.close())")
+        expect(
+            page.get_by_text("No picture comes any more.").or_(page.get_by_text("The camera is off."))
+        ).to_be_visible()
         if not start.is_visible():
             component.get_by_role("button", name="Stop").click()
         expect(page.get_by_text("The camera is off.")).to_be_visible()

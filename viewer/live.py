@@ -29,6 +29,7 @@ _STALE_SECONDS = 1.0
 # What was seen longer ago is not drawn any more.
 _SMOOTHING_SECONDS = 0.3
 # Memory of the average, about as long as the window of half a second in which an analysis averages.
+_CUT_OFF_SECONDS = 5.0
 _PATIENCE_SECONDS = 10.0
 # Without a picture for so long the thread ends; the next one begins another.
 _LOOK_EVERY_SECONDS = 1 / 12
@@ -92,6 +93,11 @@ class LiveFaces:
         """Seconds since the first picture came."""
         return 0.0 if self._started_at is None else self._clock() - self._started_at
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether pictures came, and none has for some seconds, though nobody has closed this."""
+        return math.isfinite(self._offered_at) and self._clock() - self._offered_at > _CUT_OFF_SECONDS
+
     def annotate(self, image_rgb: np.ndarray) -> None:
         """Take a picture, and draw on it what was seen last; takes a few milliseconds.
 
@@ -145,7 +151,7 @@ class LiveFaces:
         self.error = None
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread; no more pictures are expected, but one may come and begin another."""
         with self._changed:
             self._offered_at = -math.inf
             self._changed.notify()

@@ -119,7 +119,11 @@ def _show_now(live: LiveFaces, *, is_playing: bool) -> None:
         st.button("Try again", on_click=live.try_again)
         return
     if not is_playing:
+        live.close()
         theme.empty("The camera is off.", _LOST if live.now else "Start it, and look into it.")
+        return
+    if live.is_cut_off:
+        theme.empty("No picture comes any more.", "The connection is lost. Press Stop, then start the camera again.")
         return
     sights = live.lately()
     if not sights or live.now - sights[-1].seconds > 3:

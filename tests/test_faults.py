@@ -258,7 +258,7 @@ def test_damaged_files_end_as_done_or_failed_with_a_sentence(formats, tmp_path, 
     process = command(inbox, "--results", root)
     said, complained, megabytes = end_of(process)
     assert process.returncode in (0, 1), said + complained
-    assert megabytes < 700
+    assert megabytes < 500
     assert "Traceback" not in complained
     rows = pd.read_parquet(root / "videos")
     assert set(rows.status) <= {"done", "failed"}

@@ -125,7 +125,7 @@ _FAINT_TEXTS = """() => {
         const text = [...element.childNodes].filter(node => node.nodeType === 3).map(node => node.data.trim()).join("")
         const box = element.getBoundingClientRect()
         if (!text || !box.width || !box.height || !element.checkVisibility({visibilityProperty: true})) continue
-        if (element.closest("style, script, [disabled], [data-testid=stIconMaterial], [aria-hidden=true]")) continue
+        if (element.closest("style, script, [disabled], [data-testid=stIconMaterial], [aria-hidden=true], [data-testid=stSliderThumbValue]")) continue
         const chain = []
         for (let at = element; at; at = at.parentElement || at.getRootNode().host) chain.unshift(at)
         let ground = [255, 255, 255], opacity = 1
@@ -139,7 +139,7 @@ _FAINT_TEXTS = """() => {
         const [darker, lighter] = [luminance(over(ink, ground)), luminance(ground)].sort((a, b) => a - b)
         const ratio = (lighter + 0.05) / (darker + 0.05)
         const size = parseFloat(style.fontSize), isLarge = size >= 24 || (size >= 18.66 && style.fontWeight >= 700)
-        if (!opacity) continue
+        if (!ink[3]) continue
         looked.push(text)
         if (ratio < (isLarge ? 3 : 4.5)) faint.push(`${text.slice(0, 40)}: ${ratio.toFixed(2)}`)
     }

@@ -389,3 +389,22 @@ def test_without_a_prefect_server_there_is_no_link_to_a_run(clip, monkeypatch):
     assert run_url(clip) is None
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     assert run_url(clip) is None
+
+
+def test_a_bucket_of_results_is_shown_like_a_folder(s3_server, bucket, page, shared, tmp_path):
+    done = subprocess.run(
+        [FERFLOW, "analyze", shared / "videos" / "torchcodec_h265_video.mp4", "--results", str(bucket / "results")],
+        **{"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300},
+    )
+    assert done.returncode == 0, done.stderr
+    options = ("--results", str(bucket / "results"))
+    with serve_viewer(tmp_path, *options, FERFLOW_CACHE=str(tmp_path / "cache")) as viewer:
+        page.goto(f"{viewer.url}/videos")
+        page.get_by_role("link", name="torchcodec_h265_video.mp4").click()
+        expect(page.get_by_text("Frame 0 of 0 to 9")).to_be_visible()
+        eventually(lambda: page.locator("video").evaluate("video => video.readyState") >= 2, "a frame of the video")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Rows as Parquet").click()
+        download.value.save_as(tmp_path / "taken.parquet")
+    # On a small picture there may be faces or not; the table is one.
+    assert "emotion" in pq.read_schema(tmp_path / "taken.parquet").names

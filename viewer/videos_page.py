@@ -10,7 +10,6 @@ import streamlit as st
 
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import ConfigError
-from ferflow.storage import Results
 from viewer import theme
 from viewer.library import ORDERS, STATUSES, Choice, Library, ListedVideo, Order, Status, Totals
 from viewer.settings import results
@@ -33,7 +32,7 @@ def show() -> None:
 @st.fragment(run_every=_LOOK_SECONDS)
 def _show_library() -> None:
     try:
-        library = _library(results())
+        library = _library()
         library.refresh()
     except FileNotFoundError:
         _show_nothing_yet()
@@ -64,8 +63,8 @@ def _show_library() -> None:
 
 
 @st.cache_resource(show_spinner="Looking through the results. With ten thousand new ones this takes some seconds.")
-def _library(of: Results) -> Library:
-    library = Library(of)
+def _library() -> Library:
+    library = Library(results())
     library.refresh()
     return library
 

@@ -125,7 +125,9 @@ _FAINT_TEXTS = """() => {
         const text = [...element.childNodes].filter(node => node.nodeType === 3).map(node => node.data.trim()).join("")
         const box = element.getBoundingClientRect()
         if (!text || !box.width || !box.height || !element.checkVisibility({visibilityProperty: true})) continue
-        if (element.closest("style, script, [disabled], [data-testid=stIconMaterial], [aria-hidden=true], [data-testid=stSliderThumbValue]")) continue
+        // A slider's value stands above its thumb, not on it.
+        const passedOver = "[disabled], [aria-hidden=true], [data-testid=stIconMaterial], [data-testid=stSliderThumbValue]"
+        if (element.closest(`style, script, ${passedOver}`)) continue
         const chain = []
         for (let at = element; at; at = at.parentElement || at.getRootNode().host) chain.unshift(at)
         let ground = [255, 255, 255], opacity = 1

@@ -126,8 +126,8 @@ _FAINT_TEXTS = """() => {
         const box = element.getBoundingClientRect()
         if (!text || !box.width || !box.height || !element.checkVisibility({visibilityProperty: true})) continue
         // A slider's value stands above its thumb, not on it.
-        const passedOver = "[disabled], [aria-hidden=true], [data-testid=stIconMaterial], [data-testid=stSliderThumbValue]"
-        if (element.closest(`style, script, ${passedOver}`)) continue
+        if (element.closest("[data-testid=stSliderThumbValue]")) continue
+        if (element.closest("style, script, [disabled], [data-testid=stIconMaterial], [aria-hidden=true]")) continue
         const chain = []
         for (let at = element; at; at = at.parentElement || at.getRootNode().host) chain.unshift(at)
         let ground = [255, 255, 255], opacity = 1

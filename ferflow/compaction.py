@@ -165,7 +165,9 @@ def _turn(claims: Claims) -> Iterator[None]:
 def _find_merged(results: Results, video_id: str) -> list[tuple[str, Path]]:
     # While no table is exchanged: one that is would have looked for our claim before and have it in a moment.
     with holding_tables(results.root):
-        places = [(table, find_big(results.table(table), video_id)) for table in _TABLES]
+        # The other way round than they are merged: of a video in small files everywhere else, the last is one too, and
+        # so the next compaction knows its day.
+        places = [(table, find_big(results.table(table), video_id)) for table in reversed(_TABLES)]
     return [(table, place.path) for table, place in places if place is not None]
 
 

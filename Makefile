@@ -35,7 +35,7 @@ bench: .venv/.ready  ## measure what it costs, beside the fer package: make benc
 	@.venv/bin/python -m benchmarks.speed "$(VIDEOS)" $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 test: .venv/.ready  ## run the tests
-	@.venv/bin/pytest --quiet
+	@.venv/bin/pytest --quiet -n 2 --dist loadfile
 
 faults: .venv/.ready  ## do to the pipeline what the world does, and count what was lost (10 minutes)
 	@FAULTS=all .venv/bin/pytest --quiet -m fault

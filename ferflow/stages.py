@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ferflow.child_process import Progress
 from ferflow.config import Settings
 from ferflow.emotions import EMOTIONS, EmotionClassifier, classify_in_batches
 from ferflow.errors import VideoError
@@ -34,9 +35,6 @@ from ferflow.summary import (
 from ferflow.tracks import Tracker
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[int, int | None], None]
-"""Called after every frame with the number of frames done and, if it is known, of all frames."""
 
 
 def analyze_video(

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ferflow.child_process import Progress
 from ferflow.config import Settings
 from ferflow.errors import FerflowError, Overtaken, Stopped, StoppedError, VideoError
 from ferflow.progress import Teller
 from ferflow.records import VideoSummary
 from ferflow.rows import read_video
 from ferflow.sources import Job
-from ferflow.stages import Progress, record_failure
+from ferflow.stages import record_failure
 from ferflow.storage import Results, unreadable_id, utf8
 
 _LOOK_SECONDS = 0.5

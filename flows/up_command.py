@@ -20,7 +20,7 @@ from flows.arguments import add_places
 from flows.processes import Processes, Service
 from flows.serve_command import places
 from flows.server import find_server
-from flows.view_command import PORTS, free_port, reachable
+from flows.view_command import PORTS, THIS_MACHINE, free_port, reachable
 
 STATE_FOLDER = ".ferflow"
 """In the working folder: Prefect's database, logs, and the lock by which `ferflow up` runs there only once."""
@@ -30,7 +30,6 @@ _PORTS = range(4200, 4300)
 _LOOK_SECONDS = 0.3
 _PATIENCE_SECONDS = 180
 # The server answers after some seconds; it makes its database first where there is none, and machines may be busy.
-_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 _PASSWORD = "PREFECT_SERVER_API_AUTH_STRING"
 
 
@@ -73,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
             start("the serving process", "serve")
             start("the watcher", "watch")
             # Always of this machine alone: it asks for no password.
-            port = free_port(_THIS_MACHINE[0], PORTS)
+            port = free_port(THIS_MACHINE[0], PORTS)
             start("the viewer", "view", "--port", str(port))
-            _say(_welcome(f"http://{_THIS_MACHINE[0]}:{port}", page, watching, state))
+            _say(_welcome(f"http://{THIS_MACHINE[0]}:{port}", page, watching, state))
         while not stop.is_set():
             time.sleep(_LOOK_SECONDS)
             processes.tend()
@@ -101,7 +100,7 @@ def _start_server(host: str, port: int | None, state: Path, processes: Processes
     Raises:
         ConfigError: it would be open to everybody, the port is taken, or it does not answer.
     """
-    if host not in _THIS_MACHINE and not os.environ.get(_PASSWORD):
+    if host not in THIS_MACHINE and not os.environ.get(_PASSWORD):
         raise ConfigError(
             f"--host {host}: others could start runs on this machine. Set a password first, for example "
             f"`export {_PASSWORD}=admin:a-long-password`, or leave --host out."

@@ -13,7 +13,8 @@ PORTS = range(8501, 8601)
 """Where the page may be, if nobody says where."""
 
 _SERVER = Path(__file__).parents[1] / "viewer" / "server.py"
-_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
+THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
+"""Addresses on which nobody else can reach a server."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "streamlit", "run", str(_SERVER)]
     command += [f"--{name}={value}" for name, value in options.items()]
     sys.stdout.write(f"The page         http://{reachable(args.host)}:{port}\nCtrl-C stops it.\n")
-    if args.host not in _THIS_MACHINE:
+    if args.host not in THIS_MACHINE:
         sys.stdout.write("Whoever reaches this address sees the results and can add videos; it asks for no password.\n")
     sys.stdout.flush()
     os.execve(sys.executable, command, os.environ | {TOLD_TO_VIEWER: watching.model_dump_json()})

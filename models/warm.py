@@ -6,10 +6,11 @@ import threading
 from fractions import Fraction
 from pathlib import Path
 
+from ferflow.child_process import Progress
 from ferflow.config import Settings
 from ferflow.frames import find_cuts
 from ferflow.pieces import Pieces
-from ferflow.stages import Progress, analyze_piece, analyze_video, is_analyzed
+from ferflow.stages import analyze_piece, analyze_video, is_analyzed
 from ferflow.storage import Results
 from models.emotion_classifier import DESCRIPTION_FILE, EmotionModel, read_description
 from models.face_detector import MediaPipeFaceDetector, VideoFaceFinder

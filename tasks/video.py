@@ -8,10 +8,10 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ferflow import stages
+from ferflow.child_process import Progress
 from ferflow.config import Settings
 from ferflow.rows import read_faces, read_video
 from ferflow.sources import Job
-from ferflow.stages import Progress
 from ferflow.storage import Results
 from models.apart import analyze_apart, annotate_apart
 from tasks.faults import can_pass, can_stop

@@ -191,9 +191,10 @@ class RunPage:
             at_work = [*self._at_work.items()]
         for job, (stage, _, expected) in at_work:
             if stage == "faces" and expected is not None and job.video_id not in self._asked_for:
-                self._asked_for.add(job.video_id)
+                # If that fails, the next look asks once more; the server begins none of the runs twice.
                 if hands := ask_for_hands(client, self._run_id, job, expected):
-                    self._logger.info("%s: long; %d more runs take a share in it", job.source.name, hands)
+                    self._logger.info("%s: long; further runs that take a share in it: %d", job.source.name, hands)
+                self._asked_for.add(job.video_id)
 
     def _is_cancelled(self, client: "SyncPrefectClient") -> bool:
         kinds = FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])

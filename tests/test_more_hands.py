@@ -1,23 +1,33 @@
 """A long video that a worker of a pool has begun: further runs are begun on it, for the other workers."""
 
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
-from prefect_server import serve_prefect
+from prefect_server import Server, end, eventually
 
 from ferflow.sources import Job
 from flows.more_hands import ask_for_hands
 
+ROOT = Path(__file__).parents[1]
+PREFECT = [sys.executable, "-m", "prefect"]
 HOUR = 90_000
 """Its frames."""
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
+def client(server):
     from prefect.client.orchestration import SyncPrefectClient
 
-    with serve_prefect(tmp_path_factory.mktemp("server")) as server, SyncPrefectClient(server.url) as client:
+    with SyncPrefectClient(server.url) as client:
         yield client
 
 
@@ -77,3 +87,71 @@ def test_there_are_none_for_a_short_video_or_without_other_workers(client, job, 
 def test_there_are_none_outside_a_work_pool(client, job):
     run = begin(client, None)
     assert ask_for_hands(client, run.id, job, HOUR) == 0
+
+
+@contextlib.contextmanager
+def worker(server: Server, number: int, folder: Path) -> Iterator[None]:
+    with (folder / f"worker {number}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*PREFECT, "worker", "start", "--pool", "ferflow", "--name", f"worker {number}", "--limit", "1"],
+            cwd=ROOT,
+            env=environment(server, folder),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        end(process)
+
+
+def environment(server: Server, folder: Path) -> dict[str, str]:
+    places = {name: str(folder) for name in ("FERFLOW_INBOX", "FERFLOW_RESULTS", "FERFLOW_FOLDER")}
+    models = {"FERFLOW_MODELS": os.environ["FERFLOW_MODELS"]}
+    return server.environment | {"PREFECT_WORKER_QUERY_SECONDS": "1"} | places | models
+
+
+def test_two_workers_make_the_pieces_of_one_video(server, make_video, astronaut, tmp_path):
+    frames, seen_a_second = 21_000, 10
+    face = np.ascontiguousarray(astronaut[:256:2, 96:352:2])
+    video = make_video(tmp_path / "long.mp4", frame_count=frames, fps=30, image=face, options={"preset": "ultrafast"})
+    results = tmp_path / "results"
+    for command in (["work-pool", "create", "ferflow", "--type", "process"], ["deploy", "--name", "analyze-videos"]):
+        subprocess.run(
+            [*PREFECT, "--no-prompt", *command],
+            cwd=ROOT,
+            env=environment(server, tmp_path),
+            check=True,
+            capture_output=True,
+        )
+    owners: dict[str, set[str]] = {}
+
+    def look() -> bool:
+        for claim in (results / ".claims").glob("*-*.*"):
+            with contextlib.suppress(FileNotFoundError):
+                owners.setdefault(json.loads(claim.read_bytes())["owner"], set()).add(claim.stem)
+        return bool(list((results / "videos").glob("[0-9a-f]" * 16 + ".parquet")))
+
+    with worker(server, 1, tmp_path), worker(server, 2, tmp_path):
+        eventually(lambda: len(server.ask("work_pools/ferflow/workers/filter")) == 2, "both workers")
+        (deployment,) = server.ask("deployments/filter", deployments={"name": {"any_": ["analyze-videos"]}})
+        settings = {"max_fps": seen_a_second, "annotate": False}
+        parameters = {"sources": [str(video)], "results": str(results), "workers": 1, "settings": settings}
+        server.ask(f"deployments/{deployment['id']}/create_flow_run", parameters=parameters)
+        eventually(look, "the video", patience_seconds=400)
+
+        def runs() -> list[Any]:
+            return server.ask("flow_runs/filter", deployments={"id": {"any_": [deployment["id"]]}})
+
+        eventually(lambda: {run["state"]["type"] for run in runs()} == {"COMPLETED"}, "both runs to end")
+        assert len(runs()) == 2
+    assert [len(pieces) > 0 for pieces in owners.values()] == [True, True]
+    assert not set.intersection(*owners.values()), "no piece was made twice"
+    (row,) = pd.read_parquet(results / "videos").itertuples()
+    assert (row.status, row.frame_count) == ("done", frames)
+    faces = pd.read_parquet(results / "faces").sort_values("frame_index")
+    # Where a piece begins, its first frame is looked at.
+    assert set(np.diff(faces.frame_index, prepend=-3, append=frames)) <= {1, 2, 3}
+    assert len(faces) == pytest.approx(frames * seen_a_second / 30, abs=10)
+    assert faces.track_id.nunique() == 1

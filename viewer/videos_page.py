@@ -166,11 +166,11 @@ def _time_zone() -> tzinfo:
 def _show_totals(totals: Totals) -> None:
     theme.tiles(
         [
-            ("videos", f"{totals.videos:,}"),
+            ("video" if totals.videos == 1 else "videos", f"{totals.videos:,}"),
             ("failed", f"{totals.failed:,}"),
             ("without a face", f"{totals.without_face:,}"),
             ("of video", _said_duration(totals.duration_seconds)),
-            ("faces", _short_number(totals.face_count)),
+            ("face" if totals.face_count == 1 else "faces", _short_number(totals.face_count)),
             ("to analyse them", _said_duration(totals.processing_seconds)),
         ]
     )

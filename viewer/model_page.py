@@ -180,8 +180,10 @@ def _version_html(model: InstalledModel, promotions: Sequence[Promotion]) -> str
     accuracy = _percent(_mapping(model.description.metrics.get("test")).get("accuracy"))
     why = "<br>".join(map(escaped, reasons)) or "–"
     return (
-        f'<tr><th scope="row">{escaped(model.description.version)}</th><td>{_state(model)}</td><td>{accuracy}</td>'
-        f'<td>{escaped(model.description.saved_at[:10]) or "–"}</td><td class="ff-why">{why}</td></tr>'
+        f'<tr><th scope="row">{escaped(model.description.version)}</th><td>{_state(model)}</td>'
+        f'<td data-name="Accuracy">{accuracy}</td>'
+        f'<td data-name="Trained">{escaped(model.description.saved_at[:10]) or "–"}</td>'
+        f'<td class="ff-why">{why}</td></tr>'
     )
 
 
@@ -222,9 +224,9 @@ def _metrics_html(metrics: Mapping[str, Any]) -> str:
         known = [(emotion, recall[emotion]) for emotion in EMOTIONS if _is_number(recall.get(emotion))]
         weakest = min(known, key=lambda pair: pair[1], default=None)
         rows += (
-            f'<tr><th scope="row">{title}</th><td>{_percent(split.get("accuracy"))}</td>'
-            f"<td>{f'{weakest[0]} {weakest[1]:.0%}' if weakest else '–'}</td>"
-            f"<td>{_percent(split.get('calibration_error'))}</td></tr>"
+            f'<tr><th scope="row">{title}</th><td data-name="Accuracy">{_percent(split.get("accuracy"))}</td>'
+            f'<td data-name="Weakest">{f"{weakest[0]} {weakest[1]:.0%}" if weakest else "–"}</td>'
+            f'<td data-name="Calibration error">{_percent(split.get("calibration_error"))}</td></tr>'
         )
     heads = "".join(f"<th>{name}</th>" for name in ("Images", "Accuracy", "Weakest", "Calibration error"))
     return f'<table class="ff-versions"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
@@ -242,31 +244,32 @@ def _percent(share: object) -> str:
     return f"{share:.1%}" if isinstance(share, int | float) else "–"
 
 
-_STYLE = """
-.ff-version {margin: 0 0 .5rem}
-.ff-version b {font-size: 1.15rem}
-.ff-state {border: 1px solid currentColor; border-radius: 1rem; padding: .05rem .6rem; font-size: .8rem;
-    margin: 0 .5rem}
-.ff-confusion {width: 100%; border-collapse: separate; border-spacing: 2px; table-layout: fixed; font-size: .875rem;
-    font-variant-numeric: tabular-nums}
-.ff-confusion th, .ff-confusion td {border: 0; padding: 0; font-weight: 400; text-align: center}
-.ff-confusion td {height: 2.75rem; border-radius: .25rem}
-.ff-confusion tbody th {text-align: right; padding-right: .5rem}
-.ff-versions {width: 100%; border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums}
-.ff-versions th, .ff-versions td {border: 0; border-bottom: 1px solid rgba(128,128,128,.25); text-align: left;
-    padding: .5rem .75rem .5rem 0; font-weight: 400; vertical-align: top}
-.ff-versions thead th {font-size: .8rem; color: #4b5563}
-.ff-versions tbody th {font-weight: 600}
-.ff-why {width: 50%}
-@media (max-width: 760px) {
-        .ff-confusion {font-size: .75rem; border-spacing: 1px}
-    .ff-confusion thead th {height: 4.5rem; vertical-align: bottom}
-    .ff-confusion thead span {writing-mode: vertical-rl; transform: rotate(180deg)}
-    .ff-confusion td {height: 2.2rem}
-    .ff-versions thead {display: none}
-    .ff-versions tr {display: flex; flex-wrap: wrap; gap: 0 1rem; padding: .5rem 0;
-        border-bottom: 1px solid rgba(128,128,128,.25)}
-    .ff-versions th, .ff-versions td {border: 0; padding: 0}
-    .ff-versions tbody th, .ff-why {width: 100%}
-}
+_STYLE = f"""
+.ff-version {{margin: 0 0 .5rem}}
+.ff-version b {{font-size: 1.15rem}}
+.ff-state {{border: 1px solid currentColor; border-radius: 1rem; padding: .05rem .6rem; font-size: .8rem;
+    margin: 0 .5rem}}
+.ff-confusion {{width: 100%; border-collapse: separate; border-spacing: 2px; table-layout: fixed; font-size: .875rem;
+    font-variant-numeric: tabular-nums}}
+.ff-confusion th, .ff-confusion td {{border: 0; padding: 0; font-weight: 400; text-align: center}}
+.ff-confusion td {{height: 2.75rem; border-radius: .25rem}}
+.ff-confusion tbody th {{text-align: right; padding-right: .5rem}}
+.ff-versions {{width: 100%; border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums}}
+.ff-versions th, .ff-versions td {{border: 0; border-bottom: 1px solid rgba(128,128,128,.25); text-align: left;
+    padding: .5rem .75rem .5rem 0; font-weight: 400; vertical-align: top}}
+.ff-versions thead th {{font-size: .8rem; color: {theme.MUTED}}}
+.ff-versions tbody th {{font-weight: 600}}
+.ff-why {{width: 50%}}
+@media (max-width: 760px) {{
+    .ff-confusion {{font-size: .75rem; border-spacing: 1px}}
+    .ff-confusion thead th {{height: 4.5rem; vertical-align: bottom}}
+    .ff-confusion thead span {{writing-mode: vertical-rl; transform: rotate(180deg)}}
+    .ff-confusion td {{height: 2.2rem}}
+    .ff-versions thead {{display: none}}
+    .ff-versions tr {{display: flex; flex-wrap: wrap; gap: 0 1rem; padding: .5rem 0;
+        border-bottom: 1px solid rgba(128,128,128,.25)}}
+    .ff-versions th, .ff-versions td {{border: 0; padding: 0}}
+    .ff-versions tbody th, .ff-why {{width: 100%}}
+    .ff-versions td[data-name]::before {{content: attr(data-name) " "; color: {theme.MUTED}}}
+}}
 """

@@ -17,7 +17,7 @@ _NORM_MOMENTUM = 0.98
 # Below a spread of about 0.03 of full scale an image is noise; it is not blown up to look like a face.
 _LEAST_VARIANCE = 1e-3
 _MOBILE_STEM = 32
-_SEQUENTIAL_L2 = 1e-2
+_SEQUENTIAL_L2 = 1e-4
 _SEQUENTIAL_HIDDEN = 256
 
 

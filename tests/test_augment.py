@@ -8,8 +8,12 @@ import pytest
 
 from training.augment import Augmentation, augment, augment_batch
 
-NONE = Augmentation(shift_share=0.0, zoom_share=0.0, roll_degrees=0.0, mirror=0.0, light=0.0, erase=0.0, degrade=0.0)
-ALL = Augmentation(shift_share=0.06, zoom_share=0.1, roll_degrees=10.0, mirror=0.5, light=0.3, erase=1.0, degrade=1.0)
+NONE = Augmentation(
+    shift_share=0.0, zoom_share=0.0, roll_degrees=0.0, mirror=0.0, light=0.0, erase=0.0, degrade=0.0, mix=0.0
+)
+ALL = Augmentation(
+    shift_share=0.06, zoom_share=0.1, roll_degrees=10.0, mirror=0.5, light=0.3, erase=1.0, degrade=1.0, mix=0.0
+)
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ class Augmentation:
     """Probability of covering a rectangle, as a hand, hair or a microphone does."""
     degrade: float
     """Probability of the faults of real footage: blur, a small face enlarged, compression, noise."""
+    mix: float
+    """Strength with which two faces and their targets are blended; 0 does not. See `mix_batch`."""
 
 
 def augment(image_gray: np.ndarray, how: Augmentation, rng: np.random.Generator, *, size_px: int) -> np.ndarray:
@@ -66,6 +68,28 @@ def augment(image_gray: np.ndarray, how: Augmentation, rng: np.random.Generator,
 def augment_batch(images_gray: np.ndarray, how: Augmentation, rng: np.random.Generator, *, size_px: int) -> np.ndarray:
     """Vary each of some faces, uint8 (n, height, width) -> uint8 (n, size_px, size_px)."""
     return np.stack([augment(image, how, rng, size_px=size_px) for image in images_gray])
+
+
+def mix_batch(
+    faces_gray: np.ndarray, targets: np.ndarray, strength: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Blend each face of a batch, and its target, with another one's: mixup (Zhang et al. 2018, arXiv:1710.09412).
+
+    Args:
+        faces_gray: uint8 (n, height, width).
+        targets: float32 (n, 7), what the network is to answer.
+        strength: both parameters of the Beta distribution that says how much of the other face is added.
+        rng: where chance comes from.
+
+    Returns:
+        Faces and targets of the same kinds and shapes.
+    """
+    other = rng.permutation(len(faces_gray))
+    share = rng.beta(strength, strength, len(faces_gray)).astype(np.float32)[:, np.newaxis]
+    # Half of it at most: the face itself is the one that shows.
+    share = np.minimum(share, 1 - share)
+    faces = faces_gray + share[..., np.newaxis] * (faces_gray[other].astype(np.float32) - faces_gray)
+    return np.rint(faces).astype(np.uint8), targets + share * (targets[other] - targets)
 
 
 def _relight(face: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:

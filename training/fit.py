@@ -22,7 +22,7 @@ from ferflow.emotions import EMOTIONS
 from models.emotion_classifier import EmotionModel, ModelDescription, save_model
 from models.emotion_cnn import CROP_SIZE_PX, build_emotion_cnn
 from models.face_network import start_from_face_network
-from training.augment import augment_batch
+from training.augment import augment_batch, mix_batch
 from training.checkpoint import Checkpoint, Epoch, read_checkpoint, write_checkpoint
 from training.dataset import DataSplits, Leaks, load_splits, soft_targets
 from training.evaluation import evaluate
@@ -355,7 +355,10 @@ def _batches(
         rows = order[starts[step] : starts[step] + schedule.batch_size]
         rng = np.random.default_rng((schedule.seed, epoch, step))
         faces = augment_batch(splits.train.images_gray[rows], recipe.augmentation, rng, size_px=size_px)
-        return faces[..., np.newaxis], targets[rows]
+        answers = targets[rows]
+        if recipe.augmentation.mix:
+            faces, answers = mix_batch(faces, answers, recipe.augmentation.mix, rng)
+        return faces[..., np.newaxis], answers
 
     with ThreadPoolExecutor(1) as pool:
         waiting = [pool.submit(make, step) for step in range(min(_BATCHES_AHEAD, len(starts)))]

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from training.augment import Augmentation, augment, augment_batch
+from training.augment import Augmentation, augment, augment_batch, mix_batch
 
 NONE = Augmentation(
     shift_share=0.0, zoom_share=0.0, roll_degrees=0.0, mirror=0.0, light=0.0, erase=0.0, degrade=0.0, mix=0.0
@@ -38,7 +38,7 @@ def test_the_same_state_of_chance_gives_the_same_images(face: np.ndarray) -> Non
     assert len({image.tobytes() for image in first}) == 20
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Augmentation)])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Augmentation) if field.name != "mix"])
 def test_each_strength_alone_changes_the_image_but_keeps_the_face(field: str, face: np.ndarray) -> None:
     how = dataclasses.replace(NONE, **{field: getattr(ALL, field) or 1.0})
     rng = np.random.default_rng(1)
@@ -53,3 +53,16 @@ def test_smaller_crops_for_the_first_epochs_are_uint8_of_that_size(face: np.ndar
     small = augment_batch(np.stack([face, face]), ALL, np.random.default_rng(0), size_px=32)
     assert small.shape == (2, 32, 32)
     assert small.dtype == np.uint8
+
+
+def test_mixed_faces_and_their_targets_are_blended_by_the_same_share() -> None:
+    rng = np.random.default_rng(2)
+    # Each face is flat, of a grey of its own, so that what was blended can be read off it.
+    greys = np.array([0, 200], np.uint8).repeat(50)
+    targets = np.eye(7, dtype=np.float32)[[0, 1]].repeat(50, axis=0)
+    faces, mixed = mix_batch(np.broadcast_to(greys[:, None, None], (100, 8, 8)), targets, 0.2, rng)
+    assert (faces.dtype, faces.shape, mixed.dtype, mixed.shape) == (np.uint8, (100, 8, 8), np.float32, (100, 7))
+    assert np.allclose(faces[:, 0, 0] / 200, mixed[:, 1], atol=0.003)
+    assert np.allclose(mixed.sum(axis=1), 1)
+    assert np.array_equal(mixed.argmax(axis=1), targets.argmax(axis=1)), "a face is never the lesser part"
+    assert 5 < (mixed.max(axis=1) < 0.99).sum() < 60

@@ -216,6 +216,7 @@ def test_the_recipes_that_come_with_it_are_valid(name: str) -> None:
         ("dropout = 0.0", "", "the setting 'network.dropout' is missing"),
         ("epochs = 12", "epochs = 4.5", "'schedule.epochs' is 4.5, but it must be a int"),
         ("epochs = 12", "epochs = 0", "schedule.epochs and schedule.batch_size must be at least 1"),
+        ("mix = 0.0", "mix = -0.1", "augmentation.mix must not be below 0"),
         ("mirror = 0.5", "mirror = true", "'augmentation.mirror' is True, but it must be a float"),
         ("mirror = 0.5", "mirror = 5", "augmentation.mirror must lie between 0 and 1"),
         ("[8, 16, 32]", "[8]", "network.widths and network.blocks must be equally long"),

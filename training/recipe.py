@@ -189,6 +189,7 @@ def _check(recipe: Recipe, path: Path) -> None:
         (f"schedule.optimizer must be one of {', '.join(_OPTIMIZERS)}", schedule.optimizer in _OPTIMIZERS),
         (f"schedule.decay must be one of {', '.join(_DECAYS)}", schedule.decay in _DECAYS),
         (f"schedule.keep must be one of {', '.join(_KEEPS)}", schedule.keep in _KEEPS),
+        ("augmentation.mix must not be below 0", how.mix >= 0),
         ("schedule.patience_epochs must be at least 1", schedule.patience_epochs >= 1),
         ("schedule.stop_epochs must not be below 0", schedule.stop_epochs >= 0),
         (f"schedule.precision must be one of {', '.join(_PRECISIONS)}", schedule.precision in _PRECISIONS),

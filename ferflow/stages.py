@@ -411,6 +411,7 @@ def _segments(faces: FaceColumns, settings: Settings) -> list[Segment]:
 
 
 def _counted(frames: Iterable[Frame], progress: Progress, expected: int | None) -> Iterator[Frame]:
-    for done, frame in enumerate(frames, start=1):
+    for frame in frames:
         yield frame
-        progress(done, expected)
+        # Frames that are left out were decoded too.
+        progress(frame.index + 1, expected)

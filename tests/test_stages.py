@@ -68,6 +68,12 @@ def test_a_face_is_found_followed_and_scored_in_every_frame(portrait_clip, resul
     assert analysis.source == str(portrait_clip)
 
 
+def test_progress_counts_frames_that_are_left_out_too(portrait_clip, results):
+    told: list[tuple[int, int | None]] = []
+    analyze(portrait_clip, results, Settings(max_fps=5), progress=lambda *step: told.append(step))
+    assert told == [(done, 25) for done in (1, 6, 11, 16, 21)]
+
+
 def test_the_annotated_copy_differs_only_around_the_faces(portrait_clip, results):
     faces_path = analyze(portrait_clip, results)
     annotated = annotate_video(portrait_clip, faces_path, results, settings=Settings())

@@ -21,6 +21,13 @@ _MOST_LANES = 6
 _CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}, "frameRate": {"ideal": 20}}, "audio": False}
 _NO_SERVERS: dict[str, Any] = {"iceServers": []}
 # Browser and this page find each other without asking anybody; the library would ask a server of Google's.
+_HELP = """
+The page may be told one of these by the browser:
+
+- *NotFoundError*: there is no camera. Plug one in, and press Start again.
+- *NotReadableError*: another program uses the camera. Close that one.
+- *NotAllowedError*: the browser was told not to open it. Allow it beside the page's address.
+"""
 _LOST = "Start it again. If it went off by itself, the connection was lost, or another program took the camera."
 _THIS_MACHINE = ("localhost", "127.0.0.1", "[::1]")
 
@@ -64,6 +71,8 @@ def show() -> None:
                 "select_device": "Choose a camera",
                 "device_ask_permission": "Allow the use of the camera in your browser.",
                 "device_access_denied": "The browser was told not to open the camera. Allow it beside the address.",
+                "device_not_available": "There is no camera, or another program uses it.",
+                "media_api_not_available": "Browsers lend the camera to this machine's own pages and to https only.",
             },
         )
     is_playing = bool(streamer.state.playing)
@@ -72,6 +81,7 @@ def show() -> None:
         st.fragment(_show_now, run_every=every)(live, is_playing=is_playing)
     st.fragment(_show_timeline, run_every=every)(live)
     _show_keeping(live)
+    st.expander("It does not start?").markdown(_HELP)
 
 
 @st.cache_resource(show_spinner="Loading the models, once: some seconds.")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -15,6 +16,9 @@ _GRACE_SECONDS = 10.0
 # From asking a process to end to ending it: a run of flows reports to the server what became of it.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 # Before a process that ended is begun again; doubled each time, until one has lived longer than the longest pause.
+
+_LONGEST_LOG_BYTES = 20_000_000
+# What is older is kept once more as long, in a file beside it.
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ class Processes:
         """Begin those again that ended by themselves, if their pause is over. To be called often."""
         now = time.monotonic()
         for running in self._all:
+            _shorten(running.service.log)
             if running.process is not None and running.process.poll() is not None:
                 if now - running.started_at > _LONGEST_PAUSE_SECONDS:
                     running.pause_seconds = _FIRST_PAUSE_SECONDS
@@ -178,6 +183,13 @@ def _obituary(service: Service, status: int, pause_seconds: float) -> str:
         f"{service.name[0].upper()}{service.name[1:]} {how} and is started again in {pause_seconds:.0f} s. "
         f"What it said last, in {service.log}: {_last_line(service.log)}"
     )
+
+
+def _shorten(log: Path) -> None:
+    """Who writes to it appends, so it goes on at the new beginning."""
+    if log.stat().st_size > _LONGEST_LOG_BYTES:
+        shutil.copyfile(log, log.with_name(f"{log.name}.old"))
+        os.truncate(log, 0)
 
 
 def _last_line(log: Path) -> str:

@@ -119,6 +119,11 @@ class Claims:
         number = newest + 1
         if not _create(self._path(video_id, number), self._content(), parts=self._parts):
             return None
+        # Since the look above, the newest may have been given up and its number given again: then neither keeps it.
+        if not all(other == number or self._is_free(self._path(video_id, other)) for other in self._claims(video_id)):
+            with contextlib.suppress(FileNotFoundError):
+                self._path(video_id, number).unlink()
+            return None
         if newest >= 0:
             logger.info("%s: taken over from a run that ended before it was finished", video_id)
         return number
@@ -174,7 +179,8 @@ class Claims:
             for video_id, number in held.items():
                 # Whatever a store or a disk may raise: the next turn tries again.
                 with contextlib.suppress(Exception), self._writing:
-                    is_lost = max(self._claims(video_id), default=-1) > number
+                    # None at all: another took over, finished, and gave it up.
+                    is_lost = max(self._claims(video_id), default=-1) != number
                     with self._lock:
                         if self._held.get(video_id) != number:
                             continue

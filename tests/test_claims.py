@@ -133,6 +133,36 @@ def test_who_was_cut_off_for_long_hears_that_another_took_over(results):
     assert (results.claims / "v.1").exists(), "the other's claim stands"
 
 
+def test_who_was_cut_off_until_another_was_done_hears_of_it_too(results):
+    slow = Claims(results, claim_seconds=2, owner=ELSEWHERE)
+    with slow.hold("v"):
+        (results.claims / "v.0").unlink()
+        time.sleep(2)
+        assert slow.is_lost("v")
+    assert list(results.claims.glob("v.*")) == []
+
+
+def test_a_claim_given_up_between_the_look_and_the_claim_does_not_make_two_owners(results, monkeypatch):
+    """Seen to fail: the second took number 1, the third, who saw none, number 0."""
+    first, second, third = (Claims(results, owner=dataclasses.replace(ELSEWHERE, host=host)) for host in "abc")
+    look = Claims._is_free
+
+    with contextlib.ExitStack() as held, contextlib.ExitStack() as firsts:
+        firsts.enter_context(first.hold("v"))
+
+        def late(self: Claims, path: Path) -> bool:
+            monkeypatch.setattr(Claims, "_is_free", look)
+            firsts.close()
+            assert held.enter_context(third.hold("v"))
+            return look(self, path)
+
+        # What the second reads is gone by then, and given again: as where the third was not there yet when it read.
+        monkeypatch.setattr(Claims, "_is_free", lambda self, path: late(self, path) or True)
+        assert not held.enter_context(second.hold("v"))
+        with Claims(results, owner=ELSEWHERE).hold("v") as is_mine:
+            assert not is_mine, "the third has it still"
+
+
 def test_what_a_killed_process_of_this_machine_held_is_free_at_once(tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=hold_for_ever, args=(tmp_path,))
     process.start()

@@ -105,13 +105,17 @@ def place(text: str | os.PathLike[str]) -> Path:
         return Path(text)
     if scheme == "file":
         return Path(rest)
-    if "@" in rest.partition("/")[0]:
+    bucket_name = rest.partition("/")[0]
+    # A secret may have slashes of its own.
+    if "@" in bucket_name or (":" in bucket_name and "@" in rest):
         raise ConfigError(
             f"{scheme}://...@{rest.rpartition('@')[2]}: leave the key out of the address; it is taken from where the "
             "store's own tools look for it, such as AWS_ACCESS_KEY_ID or ~/.aws."
         )
     from upath import UPath
 
+    if scheme in ("s3", "s3a"):
+        import ferflow.bucket  # noqa: F401  (registers itself; takes a tenth of a second, which only buckets pay)
     try:
         options: dict[str, Any] = _S3_OPTIONS if scheme in ("s3", "s3a") else {}
         bucket: Any = UPath(text.rstrip("/"), **options)

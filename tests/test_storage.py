@@ -2,15 +2,18 @@
 
 import contextlib
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ferflow import storage
 from ferflow.errors import ConfigError
 from ferflow.sources import find_videos, open_results
 from ferflow.storage import fetched, list_files, part_file, place, stat_file, workspace
@@ -99,12 +102,28 @@ def test_what_a_killed_process_left_unfinished_is_removed_by_the_next(tmp_path):
     [
         ("nosuch://bucket/inbox", r"nosuch:// cannot be opened .*; name a folder or s3://\.\.\."),
         ("s3://key:secret@bucket/inbox", "leave the key out of the address"),
+        ("s3://key:secr/secret@bucket/inbox", "leave the key out of the address"),
     ],
 )
 def test_an_address_that_nothing_can_open_is_answered_with_a_sentence(text, sentence):
     with pytest.raises(ConfigError, match=sentence) as caught:
         place(text)
     assert "secret" not in str(caught.value)
+
+
+def test_a_store_that_does_not_answer_is_a_fault_that_may_pass(monkeypatch):
+    """As a network disk's: who knows those, as the retries of tasks do, knows it too."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    once = {"retries": {"total_max_attempts": 1}}
+    monkeypatch.setattr(storage, "_S3_OPTIONS", {"config_kwargs": once, "use_listings_cache": False})
+    # As another process gets it.
+    path: Any = pickle.loads(pickle.dumps(place("s3://bucket/folder")))
+    path.fs.retries = 1
+    for use in (path.read_bytes, lambda: path.write_bytes(b""), lambda: list(list_files(path)), path.unlink):
+        with pytest.raises(OSError, match="Could not connect"):
+            use()
 
 
 def test_a_missing_bucket_is_one_clear_sentence(bucket):

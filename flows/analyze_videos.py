@@ -37,7 +37,10 @@ _DEFAULTS = load_settings(None)
 
 
 def _name_run() -> str:
-    sources = [place(source) for source in flow_run.parameters["sources"]]
+    try:
+        sources = [place(source) for source in flow_run.parameters["sources"]]
+    except FerflowError:  # The run itself says what is wrong; an address may hold a key.
+        return "analyze"
     folders = {source.parent for source in sources}
     if len(sources) > _NAMED and len(folders) == 1:
         names = folders.pop().name

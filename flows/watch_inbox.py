@@ -19,7 +19,10 @@ _DEFAULTS = load_watch_settings(None)
 
 
 def _name_run() -> str:
-    return f"look into {', '.join(place(source).name for source in flow_run.parameters['sources'])}"
+    try:
+        return f"look into {', '.join(place(source).name for source in flow_run.parameters['sources'])}"
+    except FerflowError:  # The run itself says what is wrong; an address may hold a key.
+        return "look into the inbox"
 
 
 @flow(flow_run_name=_name_run, persist_result=False)

@@ -154,7 +154,9 @@ class Watcher:
                 return
             self._tell_no_more("results", f"{self._results.root} can be read again.")
             for source in self.sources if known is not None else due:
-                self._sweep(source, known or _Known())
+                if not self._sweep(source, known or _Known()):
+                    # Once it is there it is to hear what is known.
+                    self._is_outdated = True
         self._follow(now)
 
     def take(self) -> list[StoredFile]:
@@ -242,20 +244,21 @@ class Watcher:
         except Exception as error:  # Whatever the way in which a server is away.
             self._tell("runs", str(error))
 
-    def _sweep(self, source: Path, known: "_Known") -> None:
-        """Look through a source; one that is not there is waited for."""
+    def _sweep(self, source: Path, known: "_Known") -> bool:
+        """Look through a source; False for one that is not there, which is waited for."""
         now = time.monotonic()
         interval = self._settings.sweep_seconds if is_local(source) else self._settings.bucket_seconds
         self._sweeps_at[source] = now + interval
         try:
             if is_local(source) and not source.is_dir():
                 self._tell(source, f"{source}: this folder is not there; it is waited for.")
-                return
+                return False
             self._inbox.sweep(source, self._screened(list_videos(source), source, known), now)
         except Exception as error:  # Each store's library has errors of its own.
             self._tell(source, _why(source, error))
-        else:
-            self._tell_no_more(source, f"{source} can be read again.")
+            return False
+        self._tell_no_more(source, f"{source} can be read again.")
+        return True
 
     def _notice_one(self, path: Path, now: float) -> None:
         source = next((source for source in self.sources if is_local(source) and path.is_relative_to(source)), None)

@@ -235,10 +235,19 @@ def test_a_person_analyses_one_file_by_the_form(up, clip):
     assert rows(up.folder)["interview.mp4"]["status"] == "done"
 
 
-def test_a_wrong_path_is_answered_with_a_sentence(up):
-    run = run_form(up, "analyze-videos", sources=["/no/such/folder"])
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("/no/such/folder", "/no/such/folder: there is no such file or folder; check the name."),
+        ("htp://bucket/inbox", "htp://bucket/inbox: htp:// cannot be opened"),
+        ("s3://key:secret@bucket/inbox", "leave the key out of the address"),
+    ],
+)
+def test_a_wrong_path_is_answered_with_a_sentence(up, source, sentence):
+    run = run_form(up, "analyze-videos", sources=[source])
     assert run["state"]["type"] == "FAILED"
-    assert run["state"]["message"] == "/no/such/folder: there is no such file or folder; check the name."
+    assert sentence in run["state"]["message"]
+    assert "secret" not in run["name"] + run["state"]["message"]
 
 
 def test_a_video_copied_into_the_inbox_is_analysed(up, make_video, grace_hopper, monkeypatch):

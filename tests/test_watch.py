@@ -277,6 +277,21 @@ def test_an_inbox_may_be_a_link(clips, tmp_path):
     assert pd.read_parquet(tmp_path / "results" / "videos").source.tolist() == [str(tmp_path / "inbox/deep/a.mp4")]
 
 
+def test_a_folder_that_is_not_there_at_first_hears_later_what_is_known(clips, tmp_path):
+    inbox = tmp_path / "inbox"
+    with watching(tmp_path) as watch:
+        shutil.copy(clips[0], inbox)
+        eventually(lambda: len(rows(watch.results)) == 1, "the row")
+    inbox.rename(tmp_path / "away")
+    settings = settings_of(tmp_path)
+    watcher = Watcher(settings, choose_runs(settings, on_server=False), say=print)
+    assert watcher.look() == []
+    (tmp_path / "away").rename(inbox)
+    watcher.notice([inbox])
+    for_a_while(settings.settle_seconds + 0.1)
+    assert watcher.take() == []
+
+
 def test_an_inbox_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "inbox").touch()
     settings = settings_of(tmp_path)

@@ -302,10 +302,10 @@ def find_video(results: Results, video_id: str) -> VideoSummary | None:
     """A video's row of the videos table, wherever it stands; None if it has none.
 
     Raises:
-        VideoError: a big file is damaged.
+        VideoError: the row's file is damaged.
     """
     small = results.rows("videos", video_id)
-    with holding_tables(results.root):
+    with holding_tables(results.root), _damage_told(small):
         # The small one counts where both are there. In a bucket it may come back while the big ones are looked through.
         return read_video(small) or _find_merged_video(results, video_id) or read_video(small)
 
@@ -503,7 +503,7 @@ def _analyses(file: pq.ParquetFile) -> list[dict[str, Any] | None]:
 def _damage_told(path: Path) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, ConnectionError, PermissionError):
         raise
     except (pa.ArrowException, KeyError, ValueError, OSError) as error:
         raise VideoError(f"{path}: this table is damaged; remove the file and analyse its videos again.") from error

@@ -276,7 +276,13 @@ def _identify(
 
 
 def _earlier(video_id: str, results: Results, model_version: str, settings: Settings) -> VideoSummary | None:
-    summary = find_video(results, video_id)
+    try:
+        summary = find_video(results, video_id)
+    except VideoError:
+        # A file of its own that is damaged is written anew; one of many videos is not, behind their owner's back.
+        if not results.rows("videos", video_id).exists():
+            raise
+        return None
     return summary if summary is not None and _is_current(summary, results, model_version, settings) else None
 
 

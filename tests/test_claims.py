@@ -221,6 +221,15 @@ def test_a_claim_given_up_while_it_is_being_renewed_is_not_written_again(results
     assert not list(results.root.rglob("v.*"))
 
 
+def test_a_damaged_row_of_a_video_is_made_anew(make_video, tmp_path):
+    results, settings = open_results(tmp_path / "results"), Settings()
+    video = make_video(tmp_path / "a.mp4", frame_count=2)
+    (job,) = plan_jobs([video], results, model_version=lambda: "1", settings=settings)
+    results.rows("videos", job.video_id).write_bytes(b"PAR1 no more")
+    (again,) = plan_jobs([video], results, model_version=lambda: "1", settings=settings)
+    assert again.earlier is None
+
+
 def test_the_claim_of_a_process_that_died_after_its_last_step_is_removed(make_video, results, tmp_path):
     # Seen to stay for ever where a finished video's claims are not looked at.
     video = make_video(tmp_path / "clip.mp4")

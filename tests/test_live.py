@@ -126,8 +126,10 @@ def test_a_thread_without_pictures_ends_and_the_next_picture_begins_another(dete
     eventually(lambda: live.lately(), "the first sight")
     live.close()
     eventually(lambda: "live-faces" not in [thread.name for thread in threading.enumerate()], "the end of the thread")
+    now[0] = 30.0
     live.annotate(picture())
     eventually(lambda: len(live.lately()) == 2, "the second sight")
+    assert [sight.track_ids.tolist() for sight in live.lately()] == [[0], [1]], "somebody else, for all one knows"
     live.close()
 
 

@@ -67,12 +67,25 @@ def test_a_video_lands_whole_under_its_name(place, make_video, tmp_path):
 
 def test_another_video_of_the_same_name_replaces_none_and_the_same_one_lies_there_once(place, make_video, tmp_path):
     watching, results, inbox = place
-    for frame_count in (2, 3, 2):
+    written = []
+    for frame_count in (2, 3, 2, 3):
         video = make_video(tmp_path / "made" / "a.mp4", frame_count=frame_count)
         with video.open("rb") as file:
-            take_upload(file, "talk.mp4", watching, results)
+            upload = take_upload(file, "talk.mp4", watching, results)
+        written.append((upload.name, (inbox / upload.name).stat().st_mtime_ns))
     other = make_video(tmp_path / "made" / "b.mp4", frame_count=3)
-    assert sorted(path.name for path in inbox.iterdir()) == [f"talk-{content_id(other)[:8]}.mp4", "talk.mp4"]
+    assert [name for name, _ in written[:2]] == ["talk.mp4", f"talk-{content_id(other)[:8]}.mp4"]
+    assert written[2:] == written[:2], "what lies there is not written anew, perhaps while it is analysed"
+    assert len(list(inbox.iterdir())) == 2
+
+
+def test_a_damaged_result_does_not_keep_its_video_out(place, make_video, tmp_path):
+    watching, results, inbox = place
+    video = make_video(tmp_path / "made" / "a.mp4", frame_count=2)
+    results.rows("videos", content_id(video)).write_bytes(b"PAR1 no more")
+    with video.open("rb") as file:
+        take_upload(file, "talk.mp4", watching, results)
+    assert [path.name for path in inbox.iterdir()] == ["talk.mp4"]
 
 
 @pytest.mark.parametrize(

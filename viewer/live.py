@@ -75,6 +75,8 @@ class LiveFaces:
         """
         self._models = models
         self._clock = clock
+        # Over all the times that the camera is started: what is kept of them is told apart by it.
+        self._tracker = Tracker()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._waiting: tuple[float, np.ndarray] | None = None
@@ -159,7 +161,9 @@ class LiveFaces:
     def _run(self) -> None:
         try:
             with self._models() as (detector, classifier):
-                look = _Look(detector, classifier)
+                look = _Look(detector, classifier, self._tracker)
+                # Whoever was seen before the camera was off is not there any more, or somebody else is.
+                self._tracker.assign([], self.now - _LOOK_EVERY_SECONDS)
                 while (newest := self._next()) is not None:
                     seconds, image_rgb = newest
                     began = time.monotonic()
@@ -195,10 +199,10 @@ class LiveFaces:
 class _Look:
     """The faces of one picture after the other, each person's scores averaged over the last moment."""
 
-    def __init__(self, detector: FaceDetector, classifier: EmotionClassifier) -> None:
+    def __init__(self, detector: FaceDetector, classifier: EmotionClassifier, tracker: Tracker) -> None:
         self._detector = detector
         self._classifier = classifier
-        self._tracker = Tracker()
+        self._tracker = tracker
         self._averages: dict[int, tuple[float, np.ndarray]] = {}
 
     def at(self, image_rgb: np.ndarray, seconds: float) -> Sight:

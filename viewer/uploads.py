@@ -1,5 +1,6 @@
 """a file that somebody dropped on the page -> the watched inbox, under a safe name, complete or not at all"""
 
+import contextlib
 import hashlib
 import threading
 import unicodedata
@@ -55,16 +56,20 @@ def take_upload(file: IO[bytes], name: str, watching: WatchSettings, results: Re
     if Path(safe).suffix not in SUFFIXES:
         raise VideoError(f"{safe}: this is no kind of video that is taken here; drop one of {' '.join(SUFFIXES)}.")
     video_id = _content_id(file, safe, watching.max_upload_mb)
-    earlier = find_video(results, video_id)
+    earlier = None
+    with contextlib.suppress(VideoError):  # Damaged: as if it was not there.
+        earlier = find_video(results, video_id)
     if earlier is not None and earlier.status == "done":
         return Upload(video_id, safe)
     inbox = place(watching.sources[0])
     with _placing:
-        target = inbox / safe
+        target, other = inbox / safe, inbox / f"{Path(safe).stem}-{video_id[:8]}{Path(safe).suffix}"
+        for there in (target, other):
+            # Written anew it would be another file to whoever reads it just now.
+            if there.exists() and content_id(there) == video_id:
+                return Upload(video_id, there.name)
         if target.exists():
-            if content_id(target) == video_id:
-                return Upload(video_id, safe)
-            target = inbox / f"{Path(safe).stem}-{video_id[:8]}{Path(safe).suffix}"
+            target = other
         # The part lies beside it, hidden, so that the watch passes it over.
         with part_file(target) as part:
             _copy(file, part)

@@ -1,7 +1,7 @@
 """one video's rows and annotated file -> its page: what was found, when, and any frame of it"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -64,6 +64,9 @@ def show() -> None:
             return
         with st.spinner("Reading what was found …"):
             found = _find(video_id, summary.processed_at)
+        if found.annotated is not None and not found.annotated.exists():
+            # Removed since it was found.
+            found = replace(found, annotated=None, times=np.zeros(0))
     except (FerflowError, OSError) as error:
         theme.title("This video cannot be shown", "")
         theme.unreadable("Its result", error)
@@ -199,7 +202,7 @@ def _show_moments(summary: VideoSummary, found: _Found, at: str) -> None:
 
         def jump() -> None:
             start = st.session_state[f"lanes-{video_id}"].jump
-            if start is not None:
+            if start is not None and len(found.times):
                 st.session_state[at] = _nearest(found.times, start)
 
         show_timeline(
@@ -212,10 +215,8 @@ def _show_moments(summary: VideoSummary, found: _Found, at: str) -> None:
         )
         hidden = len(found.tracks) - _MOST_LANES
         more = f" {hidden} more, seen for less time, can be chosen above." if track is None and hidden > 0 else ""
-        st.caption(
-            "A row for each person, who was seen longest first. A click leads to the beginning of a stretch, in the "
-            f"video and below.{more}"
-        )
+        click = " A click leads to the beginning of a stretch, in the video and below." if len(found.times) else ""
+        st.caption(f"A row for each person, who was seen longest first.{click}{more}")
     else:
         track = None
     if len(found.times):

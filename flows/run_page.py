@@ -4,6 +4,7 @@ import contextlib
 import contextvars
 import logging
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from types import TracebackType
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 _LOOK_SECONDS = 2.0
+_TOLD_EVERY_SHARE, _LONGEST_UNTOLD_SECONDS = 0.05, 30.0
+# How far a run is, is told the more seldom the longer it has lasted: a thousand runs at once share one server.
 _NAMED_IN_STATE = 10
 _ROWS_IN_TABLE = 1000
 # A page that a browser shows at once; the videos table has them all.
@@ -90,6 +93,7 @@ class RunPage:
         self._pages: dict[str, UUID] = {}
         self._progress_id: UUID | None = None
         self._shown = ""
+        self._began_at = self._told_at = time.monotonic()
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(
@@ -210,14 +214,16 @@ class RunPage:
         text = f"{done} of {self._count} videos, {frames:,} frames looked at."
         if at_work:
             text += " Now: " + ", ".join(f"{job.source.name} ({100 * share:.0f} %)" for job, share in shares.items())
-        if text == self._shown:
+        now = time.monotonic()
+        pause = min(_TOLD_EVERY_SHARE * (now - self._began_at), _LONGEST_UNTOLD_SECONDS)
+        if text == self._shown or (now - self._told_at < pause and not self._ended.is_set()):
             return
         if self._progress_id is None:
             artifact = ArtifactCreate(type="progress", data=percent, description=text, flow_run_id=self._run_id)
             self._progress_id = client.create_artifact(artifact).id
         else:
             client.update_artifact(self._progress_id, ArtifactUpdate(data=percent, description=text))
-        self._shown = text
+        self._shown, self._told_at = text, now
 
     def _tell_pages(self, client: "SyncPrefectClient") -> None:
         """Make some of the pages that are to be made."""

@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 
 from ferflow.emotions import EMOTIONS
 from ferflow.overlay import EMOTION_COLORS_RGB
+from ferflow.progress import Teller
 from ferflow.records import Segment
 from ferflow.sources import open_results
 from ferflow.storage import Results
@@ -58,6 +59,21 @@ def test_each_video_has_a_row_and_a_failure_its_reason(videos):
     expect(rows(videos).nth(2)).to_contain_text("No face was found.")
     noon = rows(videos).nth(3)
     expect(noon).to_contain_text(re.compile("noon.mp4.*happy 70%.*10.0 s", re.DOTALL))
+
+
+def test_what_is_at_work_is_named_and_leads_to_how_far_it_is(viewer, page):
+    teller = Teller(open_results(viewer.folder / "results"), "0123456789abcdef", "/study/new/<b>long.mp4", stages=2)
+    teller._told_at -= 60
+    teller.tell(0, 1000, 2000)
+    try:
+        page.goto(f"{viewer.url}/videos")
+        page.get_by_role("link", name="At work now: <b>long.mp4 (25%)").click()
+        expect(page.get_by_text("25 %: 1,000 of 2,000 frames")).to_be_visible()
+    finally:
+        teller.end()
+    page.goto(f"{viewer.url}/videos")
+    expect(rows(page).first).to_be_visible()
+    expect(page.get_by_text("At work now")).to_have_count(0)
 
 
 def test_a_strip_shows_the_emotions_over_the_time_of_a_video(videos):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, tzinfo
+from pathlib import Path
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
@@ -10,6 +11,7 @@ import streamlit as st
 
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import ConfigError
+from ferflow.progress import AtWork, list_progress
 from viewer import theme
 from viewer.library import ORDERS, STATUSES, Choice, Library, ListedVideo, Order, Status, Totals
 from viewer.settings import results
@@ -17,6 +19,7 @@ from viewer.strip import STYLE, legend_html, shares_html, strip_html
 from viewer.theme import ALARM, EMOTION_COLORS, INK_COLORS, LINE, MUTED, escaped
 
 _VIDEOS_A_PAGE = 50
+_MOST_AT_WORK = 3
 _LOOK_SECONDS = 3.0
 _MOST_FOLDERS = 500
 # In the list to choose from and in the table of totals.
@@ -40,6 +43,7 @@ def _show_library() -> None:
     except (ConfigError, OSError) as error:
         theme.unreadable("The results", error)
         return
+    at_work = list_progress(results())
     everything = library.totals(Choice())
     if library.damaged:
         _show_damage(library)
@@ -54,6 +58,8 @@ def _show_library() -> None:
             st.button("Show all videos", on_click=_forget_choice)
         return
     _show_totals(totals)
+    if at_work:
+        _show_at_work(at_work)
     first = _choose_page(totals.videos)
     videos = library.videos(choice, order, first=first, count=_VIDEOS_A_PAGE)
     strips = library.strips([video.video_id for video in videos if video.face_count])
@@ -175,6 +181,15 @@ def _show_totals(totals: Totals) -> None:
         ]
     )
     st.html(f"{shares_html(totals.emotion_shares)}{legend_html(totals.emotion_shares)}")
+
+
+def _show_at_work(states: Sequence[AtWork]) -> None:
+    """Videos that are not in the table yet."""
+    names = [f"{Path(state.source).name} ({state.share:.0%})" for state in states[:_MOST_AT_WORK]]
+    if more := len(states) - len(names):
+        names.append(f"{more} more")
+    label = theme.plain(f"At work now: {', '.join(names)}")
+    st.page_link(st.session_state.pages["drop"], label=label, icon=":material/hourglass_top:")
 
 
 def _table_html(videos: Sequence[ListedVideo], strips: dict[str, np.ndarray], zone: tzinfo) -> str:

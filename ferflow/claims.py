@@ -196,6 +196,19 @@ def this_process() -> Owner:
     return Owner(uuid.uuid4().hex, _host(), os.getpid(), _start_of(os.getpid()))
 
 
+def can_hold(results: Results) -> bool:
+    """Whether claims can be made there: a store must refuse to make a file where one is, and some make it anew.
+
+    Raises:
+        OSError: nothing can be written to the results folder.
+    """
+    path = results.claims / f"try {uuid.uuid4().hex}"
+    try:
+        return _create(path, b"1", parts=results.parts) and not _create(path, b"2", parts=results.parts)
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def _host() -> str:
     # A container has process numbers of its own, under a name that may be given again.
     parts = [socket.gethostname()]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ferflow.claims import Claims
+from ferflow.claims import Claims, can_hold
 from ferflow.compaction import forget, take_out
 from ferflow.config import Settings
 from ferflow.errors import ConfigError, VideoError
@@ -138,11 +138,16 @@ def open_results(root: Path) -> Results:
     """A results folder, made if it is not there, whose tables can be read from the first moment on.
 
     Raises:
-        ConfigError: the folder cannot be made or written to.
+        ConfigError: the folder cannot be made or written to, or is of a store that cannot hold claims.
     """
     results = Results(absolute(root))
     reach(root)
     try:
+        if not is_local(root) and not results.table("videos").exists() and not can_hold(results):
+            raise ConfigError(
+                f"{root}: this store makes a file anew where there is one, though asked not to, so two processes could "
+                "not be kept from the same video; choose a folder or another store with --results."
+            )
         for name, schema in TABLES.items():
             path = results.table(name) / _COLUMNS_ONLY
             if not path.exists():

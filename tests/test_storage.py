@@ -126,6 +126,15 @@ def test_a_store_that_does_not_answer_is_a_fault_that_may_pass(monkeypatch):
             use()
 
 
+def test_a_store_that_cannot_hold_claims_is_refused(bucket, monkeypatch):
+    open_results(bucket / "first")
+    assert list((bucket / "first" / ".claims").glob("*")) == []
+    write = bucket.fs.pipe_file
+    monkeypatch.setattr(bucket.fs, "pipe_file", lambda path, value, mode="overwrite": write(path, value))
+    with pytest.raises(ConfigError, match="two processes could not be kept from the same video"):
+        open_results(bucket / "second")
+
+
 def test_a_missing_bucket_is_one_clear_sentence(bucket):
     with pytest.raises(ConfigError, match=r"s3://nobody-made-this/inbox: there is no such bucket; check the name"):
         find_videos([place("s3://nobody-made-this/inbox")])

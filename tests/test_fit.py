@@ -17,6 +17,7 @@ from training.evaluation import evaluate
 from training.fit import best_epoch, fit_network, has_stalled, rate_on_plateau, size_in_epoch, train
 from training.machine import find_machine, precision_on_gpu, precision_on_processor
 from training.recipe import Recipe, load_recipe
+from training.teachers import ask_teachers
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -202,7 +203,28 @@ def test_a_file_that_is_no_checkpoint_is_refused_with_a_sentence(tmp_path: Path)
         read_checkpoint(path, "any")
 
 
-@pytest.mark.parametrize("name", ["train.toml", "smoke.toml", "seed.toml"])
+def test_a_model_is_taught_by_others_and_starts_from_another(data: Path, splits: DataSplits, tmp_path: Path) -> None:
+    smoke = (CONFIGS / "smoke.toml").read_text()
+    teacher = train(data, CONFIGS / "smoke.toml", tmp_path / "teacher")
+    taught = smoke.replace('start = "scratch"', f'start = "{teacher}"').replace("epochs = 12", "epochs = 1")
+    taught = taught.replace("teachers = []", f'teachers = ["{teacher}"]').replace(
+        "_share = 0.0\nleast", "_share = 1.0\nleast"
+    )
+    (tmp_path / "taught.toml").write_text(taught)
+    epochs: list[Epoch] = []
+    pupil = train(data, tmp_path / "taught.toml", tmp_path / "pupil", on_epoch=epochs.append)
+    assert epochs[0].train_loss < read_description(teacher).history[0]["train_loss"], "it did not start from nothing"
+    recipe = read_description(pupil).recipe
+    assert (recipe["network"]["start"], recipe["targets"]["teachers"]) == (str(teacher), [str(teacher)])
+    answers = ask_teachers([teacher, pupil], splits.test.images_gray)
+    assert answers.sum(axis=1) == pytest.approx(np.ones(len(answers)), abs=1e-5)
+    assert answers == pytest.approx(ask_teachers([pupil, teacher], splits.test.images_gray[..., ::-1]), abs=1e-5)
+    (tmp_path / "other.toml").write_text(taught.replace("[8, 16, 32]", "[8, 16, 24]"))
+    with pytest.raises(ConfigError, match="a network of another shape"):
+        train(data, tmp_path / "other.toml", tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["train.toml", "distill.toml", "smoke.toml", "seed.toml"])
 def test_the_recipes_that_come_with_it_are_valid(name: str) -> None:
     recipe = load_recipe(CONFIGS / name)
     assert json.loads(json.dumps(dataclasses.asdict(recipe)))["schedule"]["sizes_px"][-1] == 48
@@ -225,7 +247,9 @@ def test_the_recipes_that_come_with_it_are_valid(name: str) -> None:
         ('"cosine"', '"step"', "schedule.decay must be one of cosine, plateau"),
         ('"last"', '"first"', "schedule.keep must be one of last, best"),
         ('"residual"', '"transformer"', "network.kind must be one of mobile, residual, sequential"),
-        ('"scratch"', '"face_network"', "network.start must be 'scratch', or 'face_network' for a mobile network"),
+        ('"scratch"', '"face_network"', "network.start may be 'face_network' for a mobile network only"),
+        ("teachers = []", "teachers = [1]", "'targets.teachers' is 1, but it must be a str"),
+        ("teachers_share = 0.0", "teachers_share = 0.5", "targets.teachers must name a model"),
         ("= 1e-2", "= ", "not valid TOML"),
     ],
 )

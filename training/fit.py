@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ferflow.emotions import EMOTIONS
-from models.emotion_classifier import EmotionModel, ModelDescription, save_model
+from ferflow.errors import ConfigError
+from models.emotion_classifier import EmotionModel, ModelDescription, load_network, save_model
 from models.emotion_cnn import CROP_SIZE_PX, build_emotion_cnn
 from models.face_network import start_from_face_network
+from models.store import find_model
 from training.augment import augment_batch, mix_batch
 from training.checkpoint import Checkpoint, Epoch, read_checkpoint, write_checkpoint
 from training.dataset import DataSplits, Leaks, load_splits, soft_targets
@@ -30,7 +32,8 @@ from training.figures import draw_figures
 from training.machine import find_machine
 from training.metrics import calibrate, favour_rare_answers, fit_calibration, measure
 from training.model_card import write_card
-from training.recipe import DEFAULT_RECIPE, Network, Recipe, Schedule, load_recipe
+from training.recipe import DEFAULT_RECIPE, OWN_STARTS, Network, Recipe, Schedule, load_recipe
+from training.teachers import ask_teachers
 
 if TYPE_CHECKING:
     import keras
@@ -98,7 +101,8 @@ def train(
     splits = load_splits(data, size_px=CROP_SIZE_PX, labels_csv=labels_csv, leaks=leaks)
     for line in splits.report.in_words():
         _log.info("%s", line)
-    weights, history = fit_network(splits, recipe, out_dir, on_step=on_step, on_epoch=on_epoch)
+    start = _start_of(recipe)
+    weights, history = fit_network(splits, recipe, out_dir, start=start, on_step=on_step, on_epoch=on_epoch)
     directory = finish_model(splits, recipe, weights, history, out_dir)
     scores = EmotionModel(directory).classify(splits.test.images_gray)
     draw_figures([dataclasses.asdict(epoch) for epoch in history], scores, splits, out_dir / FIGURES)
@@ -235,6 +239,9 @@ def fit_network(
         _log.info("going on after epoch %d of %d", len(history), schedule.epochs)
 
     targets = soft_targets(splits.train, votes_share=recipe.targets.votes_share, smoothing=recipe.targets.smoothing)
+    if share := recipe.targets.teachers_share:
+        answers = ask_teachers([*map(find_model, recipe.targets.teachers)], splits.train.images_gray)
+        targets = targets + np.float32(share) * (answers - targets)
     while len(history) < schedule.epochs and not has_stalled(schedule, history):
         number, started = len(history) + 1, time.monotonic()
         if schedule.decay == "plateau":
@@ -278,6 +285,27 @@ def fit_network(
         if on_epoch is not None:
             on_epoch(epoch)
     return best if schedule.keep == "best" else average, history
+
+
+def weights_of(directory: Path, shape: Network) -> list[np.ndarray] | None:
+    """A model's weights in the order in which `fit_network` takes them; None if it is of another shape.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+    """
+    weights: list[np.ndarray] = load_network(directory).get_weights()
+    is_alike = [it.shape for it in weights] == [it.shape for it in build_network(shape).get_weights()]
+    return weights if is_alike else None
+
+
+def _start_of(recipe: Recipe) -> list[np.ndarray] | None:
+    if recipe.network.start in OWN_STARTS:
+        return None
+    directory = find_model(recipe.network.start)
+    weights = weights_of(directory, recipe.network)
+    if weights is None:
+        raise ConfigError(f"{directory}: a network of another shape than the recipe's cannot start from this model.")
+    return weights
 
 
 def best_epoch(history: Sequence[Epoch]) -> int:

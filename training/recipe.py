@@ -7,7 +7,7 @@ import difflib
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from ferflow.errors import ConfigError
 from ferflow.faces import Framing
@@ -19,6 +19,8 @@ DEFAULT_RECIPE = Path(__file__).parents[1] / "configs" / "train.toml"
 
 _OPTIMIZERS = ("muon", "adamw", "adam")
 _DECAYS = ("cosine", "plateau")
+OWN_STARTS = ("scratch", "face_network")
+"""What a network may start from other than a model."""
 _KEEPS = ("last", "best")
 _PRECISIONS = ("auto", "mixed_bfloat16", "mixed_float16", "float32")
 
@@ -30,7 +32,8 @@ class Network:
     kind: str
     """`mobile`, `residual` or `sequential`."""
     start: str
-    """`scratch`, or `face_network`: the weights of a network that tells faces apart (`mobile` only)."""
+    """`scratch`; `face_network`, the weights of a network that tells faces apart (`mobile` only); or an emotion model
+    of the same shape, by its version or directory."""
     widths: tuple[int, ...]
     """Channels at full resolution and after each halving."""
     blocks: tuple[int, ...]
@@ -47,6 +50,10 @@ class Targets:
     """Weight of the crowd's votes beside the label, 0 to 1."""
     smoothing: float
     """Share of the answer spread over all classes."""
+    teachers: tuple[str, ...]
+    """Emotion models, by version or directory, whose mean answer is mixed in: see `training.teachers`."""
+    teachers_share: float
+    """Weight of the teachers' answer beside all of the above, 0 to 1."""
     least_recall: float
     """After the training, rare answers are favoured until this share of each class's validation images is found."""
 
@@ -153,13 +160,14 @@ def _convert(kind: Any, value: Any, path: Path, key: str) -> Any:
     elif kind is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
-    elif kind in (tuple[int, ...], tuple[float, ...]):
-        member = int if kind == tuple[int, ...] else float
+    elif kind in (tuple[int, ...], tuple[float, ...], tuple[str, ...]):
+        (member, _) = get_args(kind)
         if isinstance(value, list):
             return tuple(_convert(member, item, path, key) for item in value)
     elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    wanted = getattr(kind, "__name__", str(kind)) if not str(kind).startswith("tuple") else "list of numbers"
+    names = {tuple[str, ...]: "list of names", tuple[int, ...]: "list of numbers", tuple[float, ...]: "list of numbers"}
+    wanted = names.get(kind) or getattr(kind, "__name__", str(kind))
     raise ConfigError(f"{path}: '{key}' is {value!r}, but it must be a {wanted}.")
 
 
@@ -168,6 +176,7 @@ def _check(recipe: Recipe, path: Path) -> None:
     shares = {
         "targets.votes_share": targets.votes_share,
         "targets.smoothing": targets.smoothing,
+        "targets.teachers_share": targets.teachers_share,
         "targets.least_recall": targets.least_recall,
         "network.dropout": network.dropout,
         "schedule.average_decay": schedule.average_decay,
@@ -179,8 +188,12 @@ def _check(recipe: Recipe, path: Path) -> None:
     demands += [
         (f"network.kind must be one of {', '.join(BODIES)}", network.kind in BODIES),
         (
-            "network.start must be 'scratch', or 'face_network' for a mobile network",
-            network.start == "scratch" or (network.start == "face_network" and network.kind == "mobile"),
+            "network.start may be 'face_network' for a mobile network only",
+            network.start != "face_network" or network.kind == "mobile",
+        ),
+        (
+            "targets.teachers must name a model where teachers_share is above 0",
+            bool(targets.teachers) or not targets.teachers_share,
         ),
         ("name must be letters, digits, '-' and '_'", recipe.name.replace("-", "").replace("_", "").isalnum()),
         ("network.widths and network.blocks must be equally long", len(network.widths) == len(network.blocks) > 0),

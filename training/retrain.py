@@ -25,7 +25,7 @@ from ferflow.emotions import EMOTIONS
 from ferflow.errors import ConfigError, DataError, ModelError
 from ferflow.mirror import Mirror
 from ferflow.storage import is_local, place
-from models.emotion_classifier import DESCRIPTION_FILE, EmotionModel, ModelDescription, load_network, read_description
+from models.emotion_classifier import DESCRIPTION_FILE, EmotionModel, ModelDescription, read_description
 from models.emotion_cnn import CROP_SIZE_PX
 from models.store import MODELS_VARIABLE, ModelStore, Verdict
 from models.wheels import cache_folder
@@ -33,7 +33,7 @@ from training.checkpoint import Epoch
 from training.dataset import DataSplits, LabelledImages, load_labelled, load_splits
 from training.duplicates import same_photo
 from training.figures import draw_confusion, draw_curves, draw_reliability
-from training.fit import Step, build_network, finish_model, fit_network
+from training.fit import Step, finish_model, fit_network, weights_of
 from training.formats import emotion_of
 from training.metrics import measure
 from training.promotion import Comparison, compare, decide
@@ -339,7 +339,9 @@ def gentle_recipe(description: ModelDescription, directory: Path, settings: Retr
         sizes_px=(CROP_SIZE_PX,),
         size_shares=(1.0,),
     )
-    return dataclasses.replace(recipe, schedule=schedule, framing=description.framing)
+    # What it was taught by is not at hand everywhere, and says nothing of new faces' labels.
+    targets = dataclasses.replace(recipe.targets, teachers=(), teachers_share=0.0)
+    return dataclasses.replace(recipe, schedule=schedule, targets=targets, framing=description.framing)
 
 
 def starting_weights(directory: Path, recipe: Recipe) -> list[np.ndarray]:
@@ -348,8 +350,8 @@ def starting_weights(directory: Path, recipe: Recipe) -> list[np.ndarray]:
     Raises:
         ModelError: the model is not of the kind that its recipe names.
     """
-    weights: list[np.ndarray] = load_network(directory).get_weights()
-    if [it.shape for it in weights] != [it.shape for it in build_network(recipe.network).get_weights()]:
+    weights = weights_of(directory, recipe.network)
+    if weights is None:
         raise _not_trainable(directory, "its layers are not those that its recipe names")
     return weights
 

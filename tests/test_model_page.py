@@ -61,9 +61,9 @@ def test_the_card_can_be_read(model):
 
 def test_a_refused_version_says_why(model):
     model.get_by_role("tab", name="All versions").click()
-    expect(model.locator(".ff-versions:visible tr").filter(has_text="refused")).to_contain_text(REASON)
+    expect(model.locator(".ff-versions:visible tr").filter(has_text="fer-small-11111111")).to_contain_text(REASON)
     model.get_by_role("combobox", name="Version").click()
-    model.get_by_role("option", name="refused").click()
+    model.get_by_role("option", name="fer-small-11111111 · refused").click()
     expect(model.get_by_text(REASON).first).to_be_visible()
     expect(model.get_by_text("Refused on 2026-11-20")).to_be_visible()
 
@@ -72,7 +72,7 @@ def test_a_strangers_card_fetches_nothing(viewer, model):
     asked = []
     model.on("request", lambda request: asked.append(request.url))
     model.get_by_role("combobox", name="Version").click()
-    model.get_by_role("option", name="refused").click()
+    model.get_by_role("option", name="fer-small-11111111 · refused").click()
     model.get_by_role("tab", name="Card").click()
     expect(model.get_by_role("heading", name="A card")).to_be_visible()
     model.wait_for_timeout(500)

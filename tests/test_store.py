@@ -268,7 +268,8 @@ def test_two_machines_share_the_models_of_a_bucket(bucket, two_models, tmp_path,
 def test_a_verdict_is_kept_beside_its_model(store, two_models):
     version = two_models[0].name
     store.keep_verdict(version, VERDICT)
-    assert {model.path.name: model.verdict for model in store.versions() if model.verdict} == {version: VERDICT}
+    verdicts = {model.path.name: model.verdict for model in store.versions()}
+    assert (verdicts[version], verdicts[two_models[1].name]) == (VERDICT, None)
     accepted = dataclasses.replace(VERDICT, decision="promoted", reasons=())
     store.keep_verdict(version, accepted)
     assert [model.verdict for model in store.versions() if model.path.name == version] == [accepted]

@@ -32,7 +32,6 @@ def on_ray(address: str, stages: Stages) -> Iterator[Stages]:
         return
     try:
         from prefect_ray import RayTaskRunner
-        from ray.exceptions import GetTimeoutError
     except ImportError as error:
         raise ConfigError(
             f"ray = {address}: Ray is not installed here; `uv sync --extra ray` adds it, or leave the setting empty."
@@ -52,9 +51,7 @@ def on_ray(address: str, stages: Stages) -> Iterator[Stages]:
                 while True:
                     try:
                         return future.result(timeout=_LOOK_SECONDS)
-                    except TimeoutError as error:
-                        if not isinstance(error.__cause__, GetTimeoutError):
-                            raise  # The task's own.
+                    except TimeoutError:
                         if tell is not None:
                             tell(0, None)  # Raises where the run is to end.
 

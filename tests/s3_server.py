@@ -166,11 +166,11 @@ rgw enable usage log = false
 
 def forget_stores() -> None:
     """A driver keeps the address that the environment named when it was made, and so does a child process."""
-    from s3fs import S3FileSystem
+    from fsspec import get_filesystem_class
 
     from ferflow.child_process import end_children
 
-    S3FileSystem.clear_instance_cache()
+    get_filesystem_class("s3").clear_instance_cache()
     end_children()
 
 

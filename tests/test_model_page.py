@@ -79,6 +79,15 @@ def test_a_strangers_card_fetches_nothing(viewer, model):
     assert [url for url in asked if "example.org" in url] == []
 
 
+def test_the_open_tab_stays_open_when_another_version_is_chosen(model):
+    model.get_by_role("tab", name="Card").click()
+    expect(model.get_by_role("heading", name="Data and split")).to_be_visible()
+    model.get_by_role("combobox", name="Version").click()
+    model.get_by_role("option", name="fer-small-11111111 · refused").click()
+    expect(model.get_by_text(REASON).first).to_be_visible()
+    expect(model.get_by_role("heading", name="A card")).to_be_visible()
+
+
 def test_every_text_stands_out_from_its_ground(model):
     expect(model.locator(".ff-confusion")).to_be_visible()
     assert faint_texts(model) == []

@@ -39,8 +39,10 @@ def show() -> None:
         return
     model = _choose(models, in_use)
     _show_facts(model)
-    if model.verdict is not None:
-        _show_verdict(model.verdict)
+    # A place of its own even without a verdict: tabs whose place among the elements changes open their first one again.
+    with st.container():
+        if model.verdict is not None:
+            _show_verdict(model.verdict)
     quality, training, card, versions = st.tabs(["How well it does", "How it learnt", "Card", "All versions"])
     with quality:
         _show_quality(model)

@@ -72,13 +72,17 @@ def run_python(*arguments: str | Path) -> Usage:
     return run([sys.executable, *arguments])
 
 
-def _memory_kb(session: int) -> int:
-    """What the processes of a session hold."""
-    total = 0
+def _memory_kb(process: int) -> int:
+    """What a process and all its descendants hold, whatever session they are in."""
+    parents = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, IndexError, ValueError):
-            # After the name in brackets: state, parent, group, session.
-            if int(status.read_text().rpartition(")")[2].split()[3]) == session:
-                rollup = (status.parent / "smaps_rollup").read_text()
-                total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+            # After the name in brackets: state, parent.
+            parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
+    family, total = [process], 0
+    for member in family:
+        family += [child for child, parent in parents.items() if parent == member]
+        with contextlib.suppress(OSError):
+            rollup = Path(f"/proc/{member}/smaps_rollup").read_text()
+            total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
     return total

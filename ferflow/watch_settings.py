@@ -37,7 +37,7 @@ class WatchSettings(BaseModel):
     videos_per_run: int = Field(200, ge=1)
     """The most videos in one run; more become several. With a deployment take few, so that all workers get some."""
     workers: int = Field(0, ge=0)
-    """Videos at a time in a run; 0 is half of the processors."""
+    """Videos at a time in a run; 0 is one for each processor."""
     redo_outdated: bool = False
     """Analyse again what was analysed with another model, or with other settings than those below."""
     deployment: str = ""

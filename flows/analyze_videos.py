@@ -73,7 +73,7 @@ def analyze_videos(
         results: Folder to write to, made if it is not there, for example /data/results.
         settings: What to look at and how.
         force: Do again what was done before; off leaves it as it is.
-        workers: Videos at a time; 0 is half of the processors.
+        workers: Videos at a time; 0 is one for each processor.
         ray: Ray cluster to work on, for example ray://head:10001; leave it empty to work on this machine.
     """
     stop = stop_of_this_run()
@@ -134,7 +134,7 @@ def analyze_as_deployed(
         results: where to write.
         settings: what to look at and how.
         force: do again what has been done.
-        workers: videos at a time; 0 for half of the processors.
+        workers: videos at a time; 0 for one for each processor.
         ray: address of a Ray cluster to work on; empty for this machine.
         stop: once it is set, by another thread, the run ends as cancelled within a frame.
 

@@ -67,7 +67,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser, *, results: Path) -> Non
 
     parser.add_argument("--results", metavar="DIR", type=place, default=results, help="where to write (%(default)s)")
     parser.add_argument("--force", action="store_true", help="do again what has been done")
-    parser.add_argument("--workers", metavar="N", type=positive, help="videos at a time (half of the processors)")
+    parser.add_argument("--workers", metavar="N", type=positive, help="videos at a time (one for each processor)")
     parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file like configs/default.toml")
     add_settings(parser, Settings)
 

@@ -61,8 +61,8 @@ class Listener(Protocol):
 
 
 def default_workers() -> int:
-    """Videos at a time: half of the processors, because decoding and encoding use further threads of their own."""
-    return max((os.cpu_count() or 1) // 2, 1)
+    """Videos at a time: one for each processor, because a video by itself keeps hardly more than one busy."""
+    return os.cpu_count() or 1
 
 
 def process_each(

@@ -11,7 +11,7 @@ from flows.arguments import add_places
 from flows.server import find_server, leave_logging_to_prefect
 
 _RUNS_AT_A_TIME = 3
-# Each takes half of the processors and, with the models, 0.7 GB.
+# Each takes 0.2 GB, and as much for each processor.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

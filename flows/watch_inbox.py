@@ -48,7 +48,7 @@ def watch_inbox(
         done_folder: Where analysed videos are moved: a folder beside the inbox, or a whole path.
         failed_folder: Where videos are moved that cannot be analysed.
         redo_outdated: Analyse again what was analysed with another model or other settings.
-        workers: Videos at a time; 0 is half of the processors.
+        workers: Videos at a time; 0 is one for each processor.
         videos_per_run: The most videos in one run; more become several.
         deployment: Analyse on the workers of a deployment, such as analyze-videos/analyze-videos; empty for here.
     """

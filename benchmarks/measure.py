@@ -72,17 +72,33 @@ def run_python(*arguments: str | Path) -> Usage:
     return run([sys.executable, *arguments])
 
 
+def cpu_seconds_of(process: int) -> float:
+    """What a running process and its running descendants have used so far."""
+    ticks = 0
+    for member in _family(process):
+        with contextlib.suppress(OSError):
+            # After the name in brackets; user and system time.
+            ticks += sum(map(int, Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _memory_kb(process: int) -> int:
-    """What a process and all its descendants hold, whatever session they are in."""
+    total = 0
+    for member in _family(process):
+        with contextlib.suppress(OSError):
+            rollup = Path(f"/proc/{member}/smaps_rollup").read_text()
+            total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    return total
+
+
+def _family(process: int) -> list[int]:
+    """A process and all its descendants, whatever session they are in."""
     parents = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, IndexError, ValueError):
             # After the name in brackets: state, parent.
             parents[int(status.parent.name)] = int(status.read_text().rpartition(")")[2].split()[1])
-    family, total = [process], 0
+    family = [process]
     for member in family:
         family += [child for child, parent in parents.items() if parent == member]
-        with contextlib.suppress(OSError):
-            rollup = Path(f"/proc/{member}/smaps_rollup").read_text()
-            total += sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-    return total
+    return family

@@ -28,6 +28,8 @@ from prefect_server import serve_prefect  # noqa: E402
 from s3_server import serve_s3  # noqa: E402
 
 from ferflow.storage import list_files, place  # noqa: E402
+from flows.each_video import default_workers  # noqa: E402
+from flows.up_command import with_settings  # noqa: E402
 from models.wheels import cache_folder  # noqa: E402
 
 _PASSWORD = "admin:only-a-benchmark"
@@ -63,7 +65,7 @@ def _measure(clips: list[bytes], worker_count: int) -> None:
             bucket.fs.mkdir("bench")
             for number, content in enumerate(clips):
                 (bucket / "inbox" / f"clip_{number:03}.mp4").write_bytes(content)
-            settings = {
+            settings = with_settings({}) | {
                 "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
                 "PREFECT_SERVER_API_AUTH_STRING": _PASSWORD,
                 "PREFECT_API_AUTH_STRING": _PASSWORD,
@@ -98,7 +100,7 @@ def _measure(clips: list[bytes], worker_count: int) -> None:
                     there = home / host.name
                     there.mkdir()
                     host.start(
-                        ["taskset", "-c", str(number % (os.cpu_count() or 1)), *worker],
+                        ["taskset", "-c", str(number % default_workers()), *worker],
                         environment | {"PREFECT_HOME": str(there), "TMPDIR": str(there)},
                         home / f"{host.name}.log",
                     )

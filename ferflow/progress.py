@@ -8,6 +8,7 @@ and only where there is a server.
 import contextlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ class AtWork:
     """The file's path or address."""
     share: float
     """How much of all the work is done, 0 to 1."""
+    stage: str
+    """What is being done."""
     frames_done: int
     """Frames that the stage under way is done with."""
     frames_expected: int | None
@@ -52,28 +55,28 @@ class AtWork:
 class Teller:
     """Tells of one video's work in its results; what cannot be told is left out."""
 
-    def __init__(self, results: Results, video_id: str, source: str, *, stages: int) -> None:
+    def __init__(self, results: Results, video_id: str, source: str, *, stages: Sequence[str]) -> None:
         """Nothing is told yet.
 
         Args:
             results: where to tell it.
             video_id: the video.
             source: its path or address.
-            stages: how often its frames are gone through; each counts the same.
+            stages: what its frames are gone through for, in this order; each counts the same.
         """
         self._path = _path(results, video_id)
         self._parts = results.parts if is_local(results.root) else None
         self._video_id, self._source, self._stages = video_id, source, stages
         self._began_at = self._told_at = time.time()
 
-    def tell(self, stage: int, done: int, expected: int | None) -> None:
-        """So many frames of a stage, counted from 0, are done; most calls do nothing, so it may be called often."""
+    def tell(self, stage: str, done: int, expected: int | None) -> None:
+        """So many frames of a stage are done; most calls do nothing, so it may be called often."""
         now = time.time()
         if now - self._told_at < self._pause_seconds(now):
             return
         self._told_at = now
-        share = (stage + (min(done / expected, 1.0) if expected else 0.0)) / self._stages
-        state = AtWork(self._video_id, self._source, share, done, expected, self._began_at, now)
+        share = (self._stages.index(stage) + (min(done / expected, 1.0) if expected else 0.0)) / len(self._stages)
+        state = AtWork(self._video_id, self._source, share, stage, done, expected, self._began_at, now)
         with contextlib.suppress(OSError), part_file(self._path, folder=self._parts) as part:
             part.write_text(json.dumps(asdict(state)), encoding="utf-8")
 

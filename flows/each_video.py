@@ -61,7 +61,9 @@ class Listener(Protocol):
 
 
 def default_workers() -> int:
-    """Videos at a time: one for each processor, because a video by itself keeps hardly more than one busy."""
+    """Videos at a time: one for each processor that this process may use; a video keeps hardly more than one busy."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
@@ -176,13 +178,13 @@ def process_each(
                 raise Overtaken(f"{job.source.name}: another run has taken it over.")
 
         names = ("faces", "drawing") if settings.annotate else ("faces",)
-        teller = Teller(results, job.video_id, utf8(str(job.source)), stages=len(names))
+        teller = Teller(results, job.video_id, utf8(str(job.source)), stages=names)
 
         def progress(stage: str) -> Progress:
             def tell(done: int, expected: int | None) -> None:
                 go_on()
                 listener.stage(job, stage, done, expected)
-                teller.tell(names.index(stage), done, expected)
+                teller.tell(stage, done, expected)
 
             go_on()
             return tell
@@ -212,7 +214,7 @@ def process_each(
         assert summary is not None
         return summary
 
-    helpers = max((os.cpu_count() or 1) - workers, 0)
+    helpers = max(default_workers() - workers, 0)
     with ThreadPoolExecutor(workers + helpers, thread_name_prefix="video") as pool:
         # In a copy of this thread's context each: by it a task knows the flow run that it belongs to.
         threads = [pool.submit(contextvars.copy_context().run, do) for do in [work] * workers + [share] * helpers]

@@ -1,16 +1,22 @@
 """a real S3 server for the tests: Ceph's object gateway on the loopback, its one disk in memory"""
 
 import contextlib
+import http.client
+import itertools
 import json
 import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
+import threading
+import time
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +168,74 @@ rgw enable usage log = false
         for process in reversed(started):
             process.send_signal(signal.SIGKILL)
             process.wait()
+
+
+@contextlib.contextmanager
+def in_trouble(server: S3Server, faults: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """The gateway behind an address at which not all goes well.
+
+    Args:
+        server: the gateway.
+        faults: what becomes of the requests, in turn and over again: `SlowDown` and `InternalError` are answered, at
+            `reset` the connection is cut, `silence` lasts for three seconds, and an empty one is dealt with.
+
+    Yields:
+        The address, and the faults so far.
+    """
+    turns, taking = itertools.cycle(faults), threading.Lock()
+    happened: list[str] = []
+    gateway = server.url.removeprefix("http://")
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def deal(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            with taking:
+                fault = next(turns)
+                happened.extend([fault] if fault else [])
+            if fault == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+                self.close_connection = True
+            elif fault == "silence":
+                time.sleep(3)
+                self.close_connection = True
+            elif fault:
+                answer = f"<Error><Code>{fault}</Code><Message>later</Message></Error>".encode()
+                self.give(503 if fault == "SlowDown" else 500, {"Content-Type": "application/xml"}, answer)
+            else:
+                headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+                connection = http.client.HTTPConnection(gateway, timeout=60)
+                with contextlib.closing(connection):
+                    connection.request(self.command, self.path, body or None, headers)
+                    answered = connection.getresponse()
+                    self.give(answered.status, dict(answered.getheaders()), answered.read())
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = deal
+
+        def give(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            self.send_response(status)
+            if self.command != "HEAD" and status not in (204, 304):
+                headers = {**headers, "Content-Length": str(len(body))}
+            for name, value in headers.items():
+                if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
+                    self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        listening.daemon_threads = True
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.server_address[1]}", happened
+        finally:
+            listening.shutdown()
+            thread.join()
 
 
 def forget_stores() -> None:

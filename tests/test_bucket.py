@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from s3_server import forget_stores, in_trouble
 
 from ferflow.config import Settings
 from ferflow.rows import KnownSource, read_known_sources
 from ferflow.sources import KnownSources, find_videos, open_results, plan_jobs
-from ferflow.storage import list_files
+from ferflow.storage import _S3_OPTIONS, list_files, place
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,6 +68,31 @@ def test_the_whole_way_from_a_drop_in_a_bucket_to_pandas(inbox, bucket, s3_serve
     again = analyze(inbox, results, scratch)
     assert "0 analysed, 2 already done, 1 failed, 1 copy of others." in again
     assert {file.path: file.tag for file in list_files(bucket)} == files, "nothing was written again"
+
+
+def test_a_store_that_throttles_fails_and_cuts_off_is_asked_again(
+    inbox, bucket, s3_server, monkeypatch, tmp_path_factory
+):
+    turns = [*["SlowDown", *[""] * 7], *["reset", *[""] * 7], *["InternalError", *[""] * 7]]
+    with in_trouble(s3_server, turns) as (url, faults), monkeypatch.context() as patched:
+        patched.setenv("AWS_ENDPOINT_URL", url)
+        said = analyze(inbox, bucket / "results", tmp_path_factory.mktemp("scratch"))
+    assert "2 analysed, 0 already done, 1 failed, 1 copy of others." in said
+    assert min(map(faults.count, ("SlowDown", "reset", "InternalError"))) > 2, faults
+    # What the store holds is whole.
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    assert len(pd.read_parquet(str(bucket / "results" / "faces"))) == 6
+    assert sorted(pd.read_parquet(str(bucket / "results" / "videos")).status) == ["done", "done", "failed"]
+
+
+def test_a_store_that_is_silent_is_asked_again(bucket, s3_server, monkeypatch):
+    (bucket / "a.txt").write_text("here")
+    monkeypatch.setitem(_S3_OPTIONS["config_kwargs"], "read_timeout", 1)
+    with in_trouble(s3_server, ("silence", "")) as (url, faults):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        forget_stores()
+        assert (place(str(bucket)) / "a.txt").read_text() == "here"
+    assert "silence" in faults
 
 
 def test_what_is_known_is_not_fetched_again(inbox, bucket, tmp_path_factory, monkeypatch):

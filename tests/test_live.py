@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from browser import opened, serve_viewer, started_browser
+from browser import faint_texts, opened, serve_viewer, started_browser
 from playwright.sync_api import expect
 from prefect_server import eventually
 
@@ -257,3 +257,12 @@ def test_the_page_draws_boxes_and_emotions_on_the_picture_of_the_camera(viewer, 
     assert sorted(viewer.folder.rglob("*.mp4")) == []
     elsewhere = [url for url in asked if not url.startswith((viewer.url, "data:", "blob:"))]
     assert [url for url in elsewhere if "fonts.gstatic.com" not in url] == []
+
+
+def test_on_a_phone_it_fits_and_can_be_read(viewer):
+    with started_browser() as browser, opened(browser, width=390, height=844) as page:
+        page.goto(f"{viewer.url}/live")
+        expect(page.get_by_text("The camera is off.")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        assert page.get_by_test_id("stMain").evaluate("main => main.scrollWidth - main.clientWidth") <= 0
+        assert faint_texts(page) == []

@@ -19,6 +19,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from browser import opened, started_browser
+from playwright.sync_api import expect
 from prefect_server import answer_to, eventually
 
 from ferflow.storage import content_id
@@ -260,6 +262,12 @@ def test_a_video_copied_into_the_inbox_is_analysed(up, make_video, grace_hopper,
     link = eventually(lambda: run_url(content_id(made)), "the link to the run")
     run = up.ask(f"api/flow_runs/{link.rpartition('/')[2]}")
     assert (link.startswith(f"{up.page}/runs/flow-run/"), run["name"]) == (True, "analyze 1 video: talk.mp4")
+    with started_browser() as browser, opened(browser) as page:
+        page.goto(f"{up.viewer}/video?video={content_id(made)}")
+        page.get_by_text("About this result").click()
+        with page.expect_popup() as prefect:
+            page.get_by_role("link", name="Its run in Prefect").click()
+        expect(prefect.value.get_by_text("analyze 1 video: talk.mp4").first).to_be_visible()
 
 
 def test_the_viewer_is_there_for_this_machine_alone(up):

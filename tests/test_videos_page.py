@@ -62,13 +62,14 @@ def test_each_video_has_a_row_and_a_failure_its_reason(videos):
 
 
 def test_what_is_at_work_is_named_and_leads_to_how_far_it_is(viewer, page):
-    teller = Teller(open_results(viewer.folder / "results"), "0123456789abcdef", "/study/new/<b>long.mp4", stages=2)
+    results = open_results(viewer.folder / "results")
+    teller = Teller(results, "0123456789abcdef", "/study/new/<b>long.mp4", stages=("faces", "drawing"))
     teller._told_at -= 60
-    teller.tell(0, 1000, 2000)
+    teller.tell("faces", 1000, 2000)
     try:
         page.goto(f"{viewer.url}/videos")
         page.get_by_role("link", name="At work now: <b>long.mp4 (25%)").click()
-        expect(page.get_by_text("25 %: 1,000 of 2,000 frames")).to_be_visible()
+        expect(page.get_by_text("25 %: looked for faces in 1,000 of 2,000 frames")).to_be_visible()
     finally:
         teller.end()
     page.goto(f"{viewer.url}/videos")

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -21,6 +22,7 @@ from prefect_server import end, eventually
 
 from ferflow.merged_rows import find_video
 from ferflow.progress import Teller
+from ferflow.sample import make_sample_clip
 from ferflow.sources import open_results
 from ferflow.storage import content_id
 from viewer.files import local_file
@@ -92,6 +94,15 @@ def status_of(viewer, path: str, **headers: str) -> int:
             connection.putheader(name, value)
         connection.endheaders()
         return connection.getresponse().status
+
+
+def listening_on(viewer) -> list[str]:
+    """The addresses on which the page waits for others, as Linux writes them."""
+    port = int(viewer.url.rpartition(":")[2])
+    waiting = [
+        line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"
+    ]
+    return [address.split(":")[0] for address in waiting if address.endswith(f":{port:04X}")]
 
 
 @pytest.mark.parametrize("name", ["Videos", "Model", "Live"])
@@ -264,15 +275,66 @@ def test_a_video_that_failed_shows_its_reason(viewer, clip, page, tmp_path):
 
 def test_work_on_a_video_is_shown_with_the_time_left(viewer, clip, page):
     results = open_results(viewer.folder / "results")
-    teller = Teller(results, "0123456789abcdef", "/inbox/long.mp4", stages=2)
+    teller = Teller(results, "0123456789abcdef", "/inbox/long.mp4", stages=("faces", "drawing"))
     teller._began_at = teller._told_at = time.time() - 60
-    teller.tell(0, 1000, 4000)
+    teller.tell("faces", 1000, 4000)
     try:
         page.goto(viewer.url)
-        expect(page.get_by_text("12 %: 1,000 of 4,000 frames, about 7 minutes left")).to_be_visible()
+        expect(
+            page.get_by_text("12 %: looked for faces in 1,000 of 4,000 frames, about 7 minutes left")
+        ).to_be_visible()
     finally:
         teller.end()
     expect(page.get_by_text("At work now")).to_have_count(0)
+
+
+def test_several_files_of_all_kinds_are_dropped_at_once(viewer, page, make_video, astronaut, tmp_path):
+    kinds = {"mov": "libx264", "avi": "mpeg4", "flv": "flv", "mkv": "libx264", "webm": "libvpx"}
+    files = [
+        make_video(tmp_path / f"kind.{suffix}", frame_count=5, image=astronaut, codec=codec)
+        for suffix, codec in kinds.items()
+    ]
+    drop(page, viewer.url, *files)
+    for file in files:
+        expect(page.get_by_text(file.name, exact=True)).to_be_visible()
+    expect(page.get_by_text("One person in 0.5 s of video")).to_have_count(len(files), timeout=180_000)
+    expect(page.get_by_role("link", name="See when, and who")).to_have_count(len(files))
+
+
+def test_of_two_people_one_can_be_chosen(viewer, page, tmp_path):
+    clip = tmp_path / "two_people.mp4"
+    make_sample_clip(clip)
+    shutil.copy(clip, viewer.folder / "inbox" / clip.name)
+    results = open_results(viewer.folder / "results")
+    eventually(lambda: find_video(results, content_id(clip)), "the result")
+    open_video(page, viewer, content_id(clip))
+    expect(page.get_by_text("2 people in 4 s of video")).to_be_visible()
+    page.get_by_role("slider").press("End")
+    people = [page.get_by_role("group", name=f"Probabilities of #{track}") for track in (0, 1)]
+    stretches = [page.get_by_role("button", name=re.compile(f"^#{track} ")) for track in (0, 1)]
+    for shown in [*people, *(stretch.first for stretch in stretches)]:
+        expect(shown).to_be_visible()
+    page.get_by_role("radiogroup", name="Person").get_by_text("#1", exact=True).click()
+    expect(people[0]).to_have_count(0)
+    expect(stretches[0]).to_have_count(0)
+    expect(people[1]).to_be_visible()
+    expect(stretches[1].first).to_be_visible()
+    # She comes later.
+    page.get_by_role("slider").press("Home")
+    expect(page.get_by_text("#1 is not in this frame.")).to_be_visible()
+
+
+def test_rows_that_cannot_be_read_are_told_in_a_sentence(viewer, page, make_video, tmp_path):
+    damaged = make_video(tmp_path / "damaged.mp4", frame_count=3)
+    shutil.copy(damaged, viewer.folder / "inbox" / damaged.name)
+    results, video_id = open_results(viewer.folder / "results"), content_id(damaged)
+    eventually(lambda: find_video(results, video_id), "the result")
+    faces = viewer.folder / "results" / "faces" / f"{video_id}.parquet"
+    faces.write_bytes(faces.read_bytes()[:-20])
+    page.goto(f"{viewer.url}/video?video={video_id}")
+    expect(page.get_by_role("heading", name="This video cannot be shown")).to_be_visible()
+    expect(page.get_by_role("alert")).to_contain_text(faces.name)
+    expect(page.get_by_test_id("stException")).to_have_count(0)
 
 
 @pytest.mark.parametrize("video_id", ["../../../etc/passwd", "..%2f..", "*", "0123456789abcdef", "' or 1=1 --"])
@@ -310,6 +372,32 @@ def test_the_page_asks_nobody_else_and_an_upload_wants_its_token(viewer, clip, p
     request = urllib.request.Request(f"{viewer.url}/_stcore/upload_file/a/b", b"x", method="PUT")
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(request, timeout=60)
+
+
+def test_more_than_the_limit_is_refused_while_it_comes_in(tmp_path, page):
+    """Also where somebody does not use the page's own button, which looks at the size first."""
+    (tmp_path / "view.toml").write_text("max_upload_mb = 1\n")
+    with serve_viewer(tmp_path, "--config", "view.toml") as viewer:
+        page.goto(viewer.url)
+        expect(page.get_by_text("1MB per file")).to_be_visible()
+        with page.expect_request(lambda request: "upload_file" in request.url) as asked:
+            page.locator("input[type=file]").set_input_files(
+                {"name": "a.mp4", "mimeType": "video/mp4", "buffer": b"no video"}
+            )
+        expect(page.get_by_role("alert")).to_be_visible()
+        sent = {
+            "method": "PUT",
+            "multipart": {"file": {"name": "a.mp4", "mimeType": "video/mp4", "buffer": b"0" * 3_000_000}},
+        }
+        headers = {name: value for name, value in asked.value.headers.items() if name.startswith("x-")}
+        assert page.request.fetch(asked.value.url, headers=headers, **sent).status == 413
+        assert list((tmp_path / "inbox").iterdir()) == []
+
+
+def test_others_are_let_in_where_that_is_asked_for(tmp_path):
+    with serve_viewer(tmp_path, "--host", "0.0.0.0") as viewer:
+        assert "it asks for no password" in viewer.log.read_text()
+        assert listening_on(viewer) == ["00000000"]
 
 
 @pytest.mark.parametrize(
@@ -376,11 +464,7 @@ def test_every_text_stands_out_from_its_ground(viewer, clip, page, path):
 
 
 def test_it_listens_on_this_machine_alone(viewer):
-    port = int(viewer.url.rpartition(":")[2])
-    listening = [
-        line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"
-    ]
-    assert [address.split(":")[0] for address in listening if address.endswith(f":{port:04X}")] == ["0100007F"]
+    assert listening_on(viewer) == ["0100007F"]
 
 
 def test_without_a_prefect_server_there_is_no_link_to_a_run(clip, monkeypatch):

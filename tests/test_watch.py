@@ -147,6 +147,21 @@ def test_what_came_while_nobody_watched_is_found_at_the_start_and_again_at_no_ot
         assert watch.batches == [[clips[7].name]]
 
 
+def test_several_sources_are_watched_at_once(clips, tmp_path):
+    camera = tmp_path / "camera"
+    camera.mkdir()
+    shutil.copy(clips[0], camera / "early.mp4")
+    with watching(tmp_path, sources=[str(tmp_path / "inbox"), str(camera)]) as watch:
+        eventually(lambda: "early.mp4" in watch.rows(), "what lay in the second")
+        watch.drop(clips[1], "late.mp4")
+        shutil.copy(clips[2], camera / "later.mp4")
+        # The same content in both is one video.
+        watch.drop(clips[0], "again.mp4")
+        eventually(lambda: {"late.mp4", "later.mp4"} <= set(watch.rows()), "what came into both")
+        for_a_while(2)
+        assert sorted(watch.rows()) == ["early.mp4", "late.mp4", "later.mp4"]
+
+
 @pytest.mark.fault("a file is still being copied when it is seen, slowly and with pauses", "analysed once, whole")
 def test_a_slow_copy_with_pauses_is_analysed_once_and_whole(clips, tmp_path):
     content = clips[0].read_bytes()
@@ -475,6 +490,11 @@ def test_from_a_finished_drop_to_a_started_analysis_it_takes_less_than_five_seco
         # A name that is no text, as old disks have them.
         shutil.copy(clips[3], os.fsencode(watch.inbox) + b"/caf\xe9.mp4")
         eventually(lambda: rows(watch.results).get("caf\\xe9.mp4") == "done", "the row")
+        # And waiting costs less than a hundredth of a core.
+        for_a_while(3)
+        used = watch.cpu_seconds()
+        for_a_while(20)
+        assert watch.cpu_seconds() - used < 0.2
 
 
 def test_a_watch_that_is_asked_to_end_stops_in_seconds_and_the_next_goes_on(

@@ -139,8 +139,9 @@ def _show_progress(state: AtWork) -> None:
     frames = (
         f"{state.frames_done:,} of {state.frames_expected:,}" if state.frames_expected else f"{state.frames_done:,}"
     )
+    done = "drew" if state.stage == "drawing" else "looked for faces in"
     left = "" if state.seconds_left is None else f", about {_roughly(state.seconds_left)} left"
-    st.progress(min(max(state.share, 0.0), 1.0), text=f"{100 * state.share:.0f} %: {frames} frames{left}")
+    st.progress(min(max(state.share, 0.0), 1.0), text=f"{100 * state.share:.0f} %: {done} {frames} frames{left}")
 
 
 def _show_waiting(seconds: float) -> None:

@@ -264,7 +264,7 @@ def draw_timeline(
     _write(picture, _footnote(seen_seconds, people, with_areas), _MARGIN_PX, bottom_px + 68, 16, color=_GREY)
 
     with part_file(path, folder=parts) as part:
-        part.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
+        part.write_bytes(cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), _PNG)[1].tobytes())
 
 
 _WIDTH_PX, _MARGIN_PX, _HEAD_PX, _FOOT_PX = 1600, 40, 124, 92
@@ -272,6 +272,8 @@ _LANES_X = (180, 1190)
 _SHARES_X, _SHARES_PX = 1370, 250
 _MOST_LANES, _MOST_LANES_WITH_AREAS = 12, 4
 _BAND_PX, _AREA_GAP_PX = 36, 6
+_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
+# Plain areas need no filter: half the time and half the bytes of OpenCV's own choice.
 _BLACK, _GREY, _PALE = (0, 0, 0), (100, 100, 100), (240, 240, 240)
 _TICK_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 
@@ -341,7 +343,9 @@ def _draw_areas(area: np.ndarray, faces: FaceColumns, track: int, *, end_seconds
     tops = np.cumsum(_at(middles + half, bends, integral) - _at(middles - half, bends, integral), axis=1)
     tops /= tops[:, -1:]
     levels = (np.arange(height, 0, -1) - 0.5) / height
-    classes = (tops[None, :, :-1] <= levels[:, None, None]).sum(axis=2)
+    classes = np.zeros((height, len(tops)), np.uint8)
+    for top in tops.T[:-1]:
+        classes += top <= levels[:, None]
     pale = (0.65 * np.array(EMOTION_COLORS_RGB) + 0.35 * 255).astype(np.uint8)
     area[:, shown] = pale[classes]
 

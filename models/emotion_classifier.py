@@ -3,7 +3,7 @@
 A model directory holds
 
     model.keras     the network as Keras saves it, in float32, safe to load: to train on, to look into
-    model.tflite    the same graph for LiteRT, its weights in float16: what classifies
+    model.tflite    the same graph for LiteRT, its weights in int8: what classifies
     model.json      what it is and where it came from (`ModelDescription`)
 
 Serving does not import TensorFlow: that costs 8 CPU seconds, more than a whole short clip.
@@ -225,12 +225,16 @@ def name_version(description: ModelDescription, network: keras.Model) -> str:
 
 
 def export_litert(network: keras.Model) -> bytes:
-    """Convert a Keras network for LiteRT: weights in float16, arithmetic in float32, any number of faces a call."""
+    """Convert a Keras network for LiteRT: int8 weights, any number of faces a call.
+
+    The values between the layers are put into int8 while it computes, each face by its own range, so that a face's
+    scores do not depend on the others of its batch, and no images are needed to find ranges beforehand (LiteRT's
+    "dynamic range quantization"). Where the processor multiplies int8 (AVX512-VNNI) that takes a third of the time.
+    """
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_keras_model(network)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.target_spec.supported_types = [tf.float16]
     # The converter prints the signature and every variable's address.
     with contextlib.redirect_stdout(io.StringIO()):
         content: bytes = converter.convert()

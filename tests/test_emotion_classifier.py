@@ -294,7 +294,16 @@ def test_the_committed_model_is_small_and_says_what_it_is() -> None:
 def test_the_committed_model_answers_alike_in_both_forms() -> None:
     crops = random_crops(64)
     keras_scores = load_network(COMMITTED).predict(crops[..., np.newaxis], verbose=0)
-    assert np.abs(EmotionModel(COMMITTED).classify(crops) - keras_scores).max() < 5e-3
+    apart = np.abs(EmotionModel(COMMITTED).classify(crops) - keras_scores).max(axis=1)
+    # int8 beside float32, on noise; on faces 0.005 apart.
+    assert (apart.mean() < 0.03, apart.max() < 0.1) == (True, True), apart
+
+
+def test_the_scores_of_a_face_do_not_depend_on_its_batch() -> None:
+    crops, model = random_crops(33), EmotionModel(COMMITTED)
+    crops[::3] //= 4
+    together = model.classify(crops)
+    assert np.array_equal(together, np.concatenate([model.classify(crops[n : n + 1]) for n in range(len(crops))]))
 
 
 @pytest.mark.skipif(

@@ -151,8 +151,8 @@ def test_a_page_holds_a_small_picture_of_the_timeline(batch, server):
 
     for page in artifacts(server, batch.run["id"], "markdown"):
         if page["description"] in GOOD:
-            (encoded,) = re.findall(r"\(data:image/webp;base64,([^)]+)\)", page["data"])
-            assert len(encoded) < 40_000
+            (encoded,) = re.findall(r"\(data:image/jpeg;base64,([^)]+)\)", page["data"])
+            assert len(encoded) < 60_000
             picture = cv2.imdecode(np.frombuffer(base64.b64decode(encoded), np.uint8), cv2.IMREAD_COLOR)
             assert picture.shape[1] == 1000
 

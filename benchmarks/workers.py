@@ -28,7 +28,6 @@ from prefect_server import serve_prefect  # noqa: E402
 from s3_server import serve_s3  # noqa: E402
 
 from ferflow.storage import list_files, place  # noqa: E402
-from flows.each_video import default_workers  # noqa: E402
 from flows.up_command import with_settings  # noqa: E402
 from models.wheels import cache_folder  # noqa: E402
 
@@ -95,12 +94,13 @@ def _measure(clips: list[bytes], worker_count: int) -> None:
                 prefect("work-pool", "create", "ferflow", "--type", "process")
                 prefect("--no-prompt", "deploy", "--name", "analyze-videos")
                 worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "ferflow", "--limit", "1"]
+                processors = sorted(os.sched_getaffinity(0))
                 names = [str(file.path) for file in list_files(bucket / "inbox")]
                 for number, host in enumerate(hosts):
                     there = home / host.name
                     there.mkdir()
                     host.start(
-                        ["taskset", "-c", str(number % default_workers()), *worker],
+                        ["taskset", "-c", str(processors[number % len(processors)]), *worker],
                         environment | {"PREFECT_HOME": str(there), "TMPDIR": str(there)},
                         home / f"{host.name}.log",
                     )

@@ -597,9 +597,13 @@ def _read_ahead(frames: Iterator[Frame]) -> Generator[Frame]:
     """The same frames, of which a thread decodes the next ones meanwhile."""
     with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
         coming = deque(pool.submit(next, frames, None) for _ in range(_FRAMES_AHEAD))
-        while (frame := coming.popleft().result()) is not None:
-            coming.append(pool.submit(next, frames, None))
-            yield frame
+        try:
+            while (frame := coming.popleft().result()) is not None:
+                coming.append(pool.submit(next, frames, None))
+                yield frame
+        finally:
+            for frame_to_come in coming:
+                frame_to_come.cancel()
 
 
 def _drawn(frames: Iterator[Frame], draw: Callable[[Frame], None]) -> Iterator[Frame]:

@@ -20,6 +20,8 @@ from ferflow.sources import Job
 from ferflow.stages import record_failure
 from ferflow.storage import Results, unreadable_id, utf8
 
+_CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")
+# Microseconds of processor time in so many of time, or "max".
 _LOOK_SECONDS = 0.5
 # Between two looks for a long video to take a share in.
 
@@ -62,9 +64,11 @@ class Listener(Protocol):
 
 def default_workers() -> int:
     """Videos at a time: one for each processor that this process may use; a video keeps hardly more than one busy."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # Containers are given a share of the time instead.
+        quota, period = map(int, _CPU_SHARE.read_text().split())
+        count = min(count, max(quota // period, 1))
+    return count
 
 
 def process_each(

@@ -10,8 +10,8 @@ from ferflow.watch_settings import WatchSettings, load_watch_settings
 from flows.arguments import add_places
 from flows.server import find_server, leave_logging_to_prefect
 
-_RUNS_AT_A_TIME = 3
-# Each takes 0.2 GB, and as much for each processor.
+_RUNS_AT_A_TIME = 2
+# A training and an analysis. An analysis takes 0.2 GB, and as much for each processor.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from flows.up_command import with_settings
+
 PATIENCE_SECONDS = 180
 # What takes seconds on a free machine takes minutes on a busy one.
 
@@ -89,7 +91,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    with serve_prefect(tmp_path_factory.mktemp("prefect")) as started:
+    with serve_prefect(tmp_path_factory.mktemp("prefect"), **with_settings({})) as started:
         yield started
         # What this process still has to tell the server, it would complain about afterwards.
         EventsWorker.drain_all(timeout=30)

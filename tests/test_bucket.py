@@ -1,5 +1,6 @@
 """From a drop in a bucket to a table that pandas reads there: a real S3 server, real videos, the real model."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from prefect_server import eventually
 from s3_server import forget_stores, in_trouble
 
 from ferflow.config import Settings
@@ -68,6 +70,37 @@ def test_the_whole_way_from_a_drop_in_a_bucket_to_pandas(inbox, bucket, s3_serve
     again = analyze(inbox, results, scratch)
     assert "0 analysed, 2 already done, 1 failed, 1 copy of others." in again
     assert {file.path: file.tag for file in list_files(bucket)} == files, "nothing was written again"
+
+
+def test_no_key_reaches_what_prefect_keeps(inbox, bucket, s3_server, server, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "flows.cli",
+        "analyze",
+        str(inbox),
+        "--results",
+        str(bucket / "results"),
+        "--prefect",
+    ]
+    environment = os.environ | server.environment | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 1, done.stderr
+
+    def kept() -> bytes:
+        """Runs, parameters, logs, artifacts and events, and what the server says itself."""
+        content = b""
+        for path in Path(server.environment["PREFECT_HOME"]).rglob("*"):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                content += path.read_bytes()
+        return content
+
+    eventually(
+        lambda: b"4 frames, 0 faces found" in kept() and b"2 analysed, 0 already done" in kept(), "logs, and the state"
+    )
+    assert s3_server.secret.encode() not in kept()
+    assert s3_server.key.encode() not in kept()
+    assert s3_server.secret not in done.stdout + done.stderr
 
 
 def test_a_store_that_throttles_fails_and_cuts_off_is_asked_again(

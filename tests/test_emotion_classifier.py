@@ -73,7 +73,9 @@ def copied(saved: Path, tmp_path: Path) -> Path:
 
 def test_what_was_said_of_a_model_is_read_back(saved: Path) -> None:
     description = read_description(saved)
-    by_saving = {name: getattr(DESCRIPTION, name) for name in ("version", "keras_version", "sha256", "saved_at")}
+    by_saving = {
+        name: getattr(DESCRIPTION, name) for name in ("version", "keras_version", "sha256", "saved_at", "served_in")
+    }
     assert dataclasses.replace(description, **by_saving) == DESCRIPTION
     saved_at = datetime.fromisoformat(description.saved_at)
     assert timedelta(0) <= datetime.now(UTC) - saved_at < timedelta(hours=1)

@@ -1,6 +1,7 @@
 """One sequence for every video, driven by threads; what one video meets does not reach the others."""
 
 import dataclasses
+import os
 import shutil
 import threading
 import time
@@ -17,6 +18,7 @@ from ferflow.errors import ModelError, VideoError
 from ferflow.records import VideoSummary
 from ferflow.sources import Job, find_videos, open_results
 from ferflow.storage import Results
+from flows import each_video
 from flows.each_video import Stages, process_each
 from flows.in_process import analyze_in_process
 from models.store import ModelStore
@@ -355,3 +357,13 @@ def test_an_interrupt_in_a_stage_ends_the_run(results):
     with pytest.raises(KeyboardInterrupt):
         stages.run(jobs("a", "b"), results)
     assert stages.calls == ["analyze a"]
+
+
+def test_no_more_videos_at_a_time_than_a_container_has_processors(monkeypatch, tmp_path):
+    share = tmp_path / "cpu.max"
+    monkeypatch.setattr(each_video, "_CPU_SHARE", share)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    assert each_video.default_workers() == 8
+    for text, count in (("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("900000 100000", 8)):
+        share.write_text(f"{text}\n")
+        assert each_video.default_workers() == count, text

@@ -46,7 +46,7 @@ VERDICT = Verdict(
     reasons=("It is worse on the old images: 66.0 % against 67.2 %.", "p = 0.01."),
     comparison={"old": {"candidate": 0.66, "in_use": 0.672}},
     decided_at=datetime(2026, 11, 23, 4, 46, tzinfo=UTC),
-    compared_with="fer-small-559ad79c",
+    compared_with="fer-small-49d5930a",
 )
 
 

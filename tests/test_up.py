@@ -94,7 +94,13 @@ def start(folder: Path, *options: str, password: str = "", **given: str) -> Up:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = password
     with (folder / "said.txt").open("wb") as said:
         process = subprocess.Popen(
-            [FERFLOW, "up", *options], cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT
+            [FERFLOW, "up", *options],
+            cwd=folder,
+            env=environment,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            # As from a terminal: what runs these tests in the background may have them ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     up = Up(folder, process, password)
 
@@ -262,6 +268,10 @@ def test_a_video_copied_into_the_inbox_is_analysed(up, make_video, grace_hopper,
     link = eventually(lambda: run_url(content_id(made)), "the link to the run")
     run = up.ask(f"api/flow_runs/{link.rpartition('/')[2]}")
     assert (link.startswith(f"{up.page}/runs/flow-run/"), run["name"]) == (True, "analyze 1 video: talk.mp4")
+
+
+def test_a_person_goes_from_the_page_of_a_video_to_its_run(up):
+    made = up.folder / "made" / "talk.mp4"
     with started_browser() as browser, opened(browser) as page:
         page.goto(f"{up.viewer}/video?video={content_id(made)}")
         page.get_by_text("About this result").click()

@@ -76,8 +76,9 @@ def test_training_learns_and_leaves_a_model_that_says_what_it_is(
     assert description.metrics["test"]["accuracy"] > 0.5
 
     served = evaluate(EmotionModel(directory).classify, splits)
-    assert served["test"]["accuracy"] == description.metrics["test"]["accuracy"]
-    assert served["test"]["log_loss"] == pytest.approx(description.metrics["test"]["log_loss"], rel=0.01)
+    # int8 beside float32: at most one of the 28 images is called otherwise.
+    assert served["test"]["accuracy"] == pytest.approx(description.metrics["test"]["accuracy"], abs=0.04)
+    assert served["test"]["log_loss"] == pytest.approx(description.metrics["test"]["log_loss"], rel=0.1)
 
 
 def test_an_interrupted_training_ends_like_an_unbroken_one(splits: DataSplits, recipe: Recipe, tmp_path: Path) -> None:

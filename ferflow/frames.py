@@ -133,6 +133,8 @@ class VideoReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # It and this refer to each other: left so, the decoder's 8 MB would stay until Python looks for circles.
+        self._decoded.close()
         self._container.close()
 
     @property
@@ -289,7 +291,7 @@ class VideoReader:
             if is_whole:
                 yield picture.pts * self.time_base - self._start, picture
 
-    def _decode(self) -> Iterator[VideoFrame]:
+    def _decode(self) -> Generator[VideoFrame]:
         """Every picture that can be had, damaged packets and a torn end passed over."""
         packets = self._container.demux(self._stream)
         while True:

@@ -1,9 +1,11 @@
 """Videos as files and as frames: real media, the awkward ones named by their defect."""
 
 import csv
+import gc
 import json
 import subprocess
 import time
+import weakref
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -368,3 +370,20 @@ def test_single_frames_of_the_awkward_real_clips_are_the_right_ones(shared):
         images = dict(read_images_at(shared / "videos" / name, {index: float(f.pts) for index, f in frames.items()}))
         assert images.keys() == {0, 17, 51}
         assert all(np.array_equal(image, frames[index].image_rgb) for index, image in images.items())
+
+
+def test_a_reader_is_gone_as_soon_as_it_is_closed(make_video, tmp_path: Path) -> None:
+    """Not when Python looks for circles next: pieces of a long video are read by one process after the other."""
+    video = make_video(tmp_path / "a.mp4", frame_count=5)
+    gc.collect()
+    gc.disable()
+    try:
+        with VideoReader(video) as reader:
+            assert len([frame.index for frame in reader.frames()]) == 5
+        with VideoReader(video) as other:
+            next(other.frames())
+        gone = [weakref.ref(reader), weakref.ref(other)]
+        del reader, other
+        assert [left() for left in gone] == [None, None]
+    finally:
+        gc.enable()

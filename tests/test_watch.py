@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 from prefect_server import Server, end, eventually
 
+from benchmarks.measure import cpu_seconds_of
 from ferflow.errors import ConfigError
 from ferflow.storage import StoredFile, content_id, place
 from ferflow.watch_settings import WatchSettings, load_watch_settings
@@ -438,10 +439,6 @@ class Command:
     def said(self) -> str:
         return self.log.read_text()
 
-    def cpu_seconds(self) -> float:
-        used = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(used[11]) + int(used[12])) / os.sysconf("SC_CLK_TCK")
-
 
 @contextlib.contextmanager
 def command(
@@ -494,9 +491,9 @@ def test_from_a_finished_drop_to_a_started_analysis_it_takes_less_than_five_seco
         eventually(lambda: rows(watch.results).get("caf\\xe9.mp4") == "done", "the row")
         # And waiting costs less than a hundredth of a core.
         for_a_while(3)
-        used = watch.cpu_seconds()
+        used = cpu_seconds_of(watch.process.pid)
         for_a_while(30)
-        assert watch.cpu_seconds() - used < 0.3
+        assert cpu_seconds_of(watch.process.pid) - used < 0.3
 
 
 @pytest.mark.fault(

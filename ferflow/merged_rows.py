@@ -338,7 +338,7 @@ def find_faces(results: Results, video_id: str) -> tuple[FaceColumns, Analysis] 
         ids = [entry.video_id for entry in _entries(file)]
         described = _analyses(file)[ids.index(video_id)]
         assert described is not None
-        return face_columns(rows), parse_analysis(described)
+        return face_columns(rows.to_batches(), count=rows.num_rows), parse_analysis(described)
 
     return _find(results, "faces", video_id, read_faces, read_big)
 

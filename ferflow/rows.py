@@ -96,7 +96,8 @@ VIDEOS_SCHEMA = pa.schema(
 """One row a video."""
 
 _BOX_COLUMNS = ["x_min", "y_min", "x_max", "y_max"]
-FACE_COLUMNS = ["frame_index", "pts_seconds", "frame_seconds", "track_id", *_BOX_COLUMNS, *EMOTIONS]
+_PLAIN_COLUMNS = ["frame_index", "pts_seconds", "frame_seconds", "track_id"]
+FACE_COLUMNS = [*_PLAIN_COLUMNS, *_BOX_COLUMNS, *EMOTIONS]
 """Columns that `face_columns` takes."""
 
 TABLES = {"faces": FACES_SCHEMA, "videos": VIDEOS_SCHEMA, "segments": SEGMENTS_SCHEMA}
@@ -140,25 +141,31 @@ def write_faces(path: Path, rows: Iterable[FaceRow], describe: Callable[[], Anal
 
 def read_faces(path: Path) -> tuple[FaceColumns, Analysis]:
     """Read what `write_faces` wrote."""
-    with open_table(path) as file:
-        return face_columns(file.read(columns=FACE_COLUMNS)), _analysis(file)
+    # Read ahead and by several threads, an hour's rows would take 20 MB on top of what they are.
+    with open_table(path, pre_buffer=not is_local(path)) as file:
+        batches = file.iter_batches(_ROWS_AT_ONCE, columns=FACE_COLUMNS, use_threads=False)
+        return face_columns(batches, count=file.metadata.num_rows), _analysis(file)
 
 
-def face_columns(table: pa.Table) -> FaceColumns:
-    """One video's rows of the faces table as arrays."""
-
-    def column(name: str) -> np.ndarray:
-        array: np.ndarray = table.column(name).to_numpy()
-        return array
-
-    return FaceColumns(
-        frame_index=column("frame_index"),
-        pts_seconds=column("pts_seconds"),
-        frame_seconds=column("frame_seconds"),
-        track_id=column("track_id"),
-        boxes_xyxy=np.stack([column(name) for name in _BOX_COLUMNS], axis=1),
-        probabilities=np.stack([column(emotion) for emotion in EMOTIONS], axis=1),
+def face_columns(batches: Iterable[pa.RecordBatch], *, count: int) -> FaceColumns:
+    """One video's rows of the faces table, so many in all, as arrays."""
+    faces = FaceColumns(
+        frame_index=np.empty(count, np.int32),
+        pts_seconds=np.empty(count, np.float64),
+        frame_seconds=np.empty(count, np.float64),
+        track_id=np.empty(count, np.int32),
+        boxes_xyxy=np.empty((count, len(_BOX_COLUMNS)), np.float32),
+        probabilities=np.empty((count, len(EMOTIONS)), np.float32),
     )
+    columns = {name: getattr(faces, name) for name in _PLAIN_COLUMNS}
+    columns |= dict(zip(_BOX_COLUMNS, faces.boxes_xyxy.T, strict=True))
+    columns |= dict(zip(EMOTIONS, faces.probabilities.T, strict=True))
+    first = 0
+    for batch in batches:
+        for name, column in columns.items():
+            column[first : first + batch.num_rows] = batch.column(name).to_numpy(zero_copy_only=False)
+        first += batch.num_rows
+    return faces
 
 
 def read_analysis(path: Path) -> Analysis | None:

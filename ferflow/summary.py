@@ -44,14 +44,15 @@ def smooth_probabilities(faces: FaceColumns, *, window_seconds: float = SMOOTHIN
     lanes = np.cumsum(first_rows) - 1
     stride = ends.max() - starts.min() + window_seconds
     starts, ends = starts + lanes * stride, ends + lanes * stride
-    bends, integral = _integrate(starts, ends, raw)
     middles = (starts + ends) / 2
     half = window_seconds / 2
-    smoothed = _at(middles + half, bends, integral) - _at(middles - half, bends, integral)
-    sums = smoothed.sum(axis=1, keepdims=True)
+    smoothed = _integrate(starts, ends, raw, since=middles - half, until=middles + half)
+    sums = smoothed.sum(axis=1)
     shown = sums > 1e-6  # a frame of no duration, alone, has no time to average over
-    result = np.empty((len(order), raw.shape[1]), np.float32)
-    result[order] = np.where(shown, smoothed / np.where(shown, sums, 1.0), raw)
+    smoothed[shown] /= sums[shown, None]
+    smoothed[~shown] = raw[~shown]
+    result = np.empty_like(faces.probabilities)
+    result[order] = smoothed
     return result
 
 
@@ -168,17 +169,18 @@ def _ends(starts: np.ndarray, seconds: np.ndarray, first_rows: np.ndarray | None
     return ends
 
 
-def _integrate(starts: np.ndarray, ends: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities summed over time from the first row on: a line through (2n,) times and (2n, 7) sums."""
-    integral = np.zeros((len(starts), 2, probabilities.shape[1]))
-    np.cumsum(probabilities * (ends - starts)[:, None], axis=0, out=integral[:, 1])
-    integral[1:, 0] = integral[:-1, 1]
-    return np.stack([starts, ends], axis=1).ravel(), integral.reshape(-1, probabilities.shape[1])
-
-
-def _at(seconds: np.ndarray, bends: np.ndarray, integral: np.ndarray) -> np.ndarray:
-    """The integral up to each of (m,) times, (m, 7)."""
-    return np.stack([np.interp(seconds, bends, column) for column in integral.T], axis=1)
+def _integrate(
+    starts: np.ndarray, ends: np.ndarray, probabilities: np.ndarray, *, since: np.ndarray, until: np.ndarray
+) -> np.ndarray:
+    """The integral over time of each probability, between (m,) times and (m,) others: float64 (m, 7)."""
+    bends = np.stack([starts, ends], axis=1).ravel()
+    sums = np.zeros((len(starts), 2))  # up to each bend, from the first row on
+    integral = np.empty((len(since), probabilities.shape[1]))
+    for place, column in enumerate(probabilities.T):  # one by one: an hour's rows at once would take 60 MB
+        np.cumsum(column * (ends - starts), out=sums[:, 1])
+        sums[1:, 0] = sums[:-1, 1]
+        integral[:, place] = np.interp(until, bends, sums.ravel()) - np.interp(since, bends, sums.ravel())
+    return integral
 
 
 def _settle(
@@ -333,14 +335,14 @@ def _draw_areas(area: np.ndarray, faces: FaceColumns, track: int, *, end_seconds
     """Stack the mean probabilities around each column's time, from the bottom up, where the face is seen."""
     own = faces.track_id == track
     starts: np.ndarray = faces.pts_seconds[own]
-    bends, integral = _integrate(starts, _ends(starts, faces.frame_seconds[own]), faces.probabilities[own])
+    ends, probabilities = _ends(starts, faces.frame_seconds[own]), faces.probabilities[own]
     height, width = area.shape[:2]
     edges = np.linspace(0, end_seconds, width + 1)
-    shown = np.diff(_at(edges, bends, integral).sum(axis=1)) > 0
+    shown = _integrate(starts, ends, probabilities, since=edges[:-1], until=edges[1:]).sum(axis=1) > 0
     # Each column averages over its neighbours too, or an hour is a flicker of single columns.
     half = end_seconds / 400
     middles = (edges[:-1] + edges[1:])[shown] / 2
-    tops = np.cumsum(_at(middles + half, bends, integral) - _at(middles - half, bends, integral), axis=1)
+    tops = np.cumsum(_integrate(starts, ends, probabilities, since=middles - half, until=middles + half), axis=1)
     tops /= tops[:, -1:]
     levels = (np.arange(height, 0, -1) - 0.5) / height
     classes = np.zeros((height, len(tops)), np.uint8)

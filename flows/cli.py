@@ -150,7 +150,7 @@ def _demo(args: argparse.Namespace) -> int:
     some = faces[columns].iloc[:: max(len(faces) // 5, 1)].head(5)
     print(some.to_string(index=False, float_format="{:.2f}".format))
     print("\nFiles:")
-    for path in [clip, *sorted(path for path in args.results.rglob("*") if path.is_file())]:
+    for path in [clip, *sorted(args.results.glob("[!.]*/*"))]:
         print(f"  {path}")
     return status
 

@@ -63,10 +63,11 @@ def describe_model(model: InstalledModel) -> str:
         "trained on": f"data with sha256 {description.data.get('sha256', '?')}",
     }
     lines = [f"{name:<15}{value}" for name, value in facts.items()]
-    for split, metrics in description.metrics.items():
+    measured_on = model.metrics()
+    for split, metrics in measured_on.items():
         if isinstance(metrics, Mapping) and (measured := _measured(metrics)):
             lines.append(f"{split:<15}{measured}")
-    recall = _mapping(_mapping(description.metrics.get("test")).get("recall"))
+    recall = _mapping(_mapping(measured_on.get("test")).get("recall"))
     if recall:
         lines.append(f"{'recall':<15}{', '.join(f'{name} {_percent(value)}' for name, value in recall.items())}")
     if model.verdict is not None:
@@ -106,7 +107,7 @@ def _row(model: InstalledModel) -> tuple[str, ...]:
     return (
         _IN_USE if model.is_in_use else "",
         description.version,
-        _percent(_mapping(description.metrics.get("test")).get("accuracy")),
+        _percent(_mapping(model.metrics().get("test")).get("accuracy")),
         description.saved_at[:10] or "?",
         (description.commit or "?")[:8],
         "came with ferflow" if model.is_shipped else "" if verdict is None else verdict.decision,

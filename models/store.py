@@ -45,6 +45,8 @@ from models.wheels import cache_folder
 
 MODELS_VARIABLE = "FERFLOW_MODELS"
 VERDICT_FILE = "verdict.json"
+EVALUATION_FILE = "evaluation.json"
+"""Where `make evaluate` writes what it measures of a version, beside it."""
 
 _SHIPPED = Path(__file__).parent / "emotion"
 _PROMOTIONS = "promotions.jsonl"
@@ -85,6 +87,14 @@ class InstalledModel:
     """Whether it came with ferflow."""
     verdict: Verdict | None
     """What a retraining made of it; None where there was none."""
+
+    def metrics(self) -> Mapping[str, Any]:
+        """How well it does on each set of images: measured of the form that is served, or else when it was trained."""
+        try:
+            served = json.loads((self.path / EVALUATION_FILE).read_text(encoding="utf-8"))["served"]["metrics"]
+        except (OSError, ValueError, TypeError, KeyError):
+            served = None
+        return served if isinstance(served, Mapping) else self.description.metrics
 
 
 @dataclass(frozen=True, slots=True)

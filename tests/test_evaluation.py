@@ -16,9 +16,9 @@ import pytest
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import DataError, ModelError
 from ferflow.faces import Framing
+from models.store import EVALUATION_FILE
 from training.dataset import DataSplits, LabelledImages, load_splits
 from training.evaluation import (
-    EVALUATION_FILE,
     Candidate,
     ClipResult,
     Evaluation,

@@ -577,6 +577,20 @@ def test_the_command_shows_one_model_and_its_card(command, store, two_models, co
     assert (status, err.count("\n")) == (2, 1)
 
 
+def test_the_figures_are_those_of_the_form_that_is_served_once_they_were_measured(store, two_models):
+    def accuracy():
+        (model,) = (model for model in store.versions() if model.path.name == two_models[0].name)
+        return model.metrics()["test"]["accuracy"]
+
+    evaluation = store.root / two_models[0].name / "evaluation.json"
+    assert accuracy() == 0.25
+    evaluation.write_text(json.dumps({"served": {"metrics": {"test": {"accuracy": 0.5}}}}))
+    assert accuracy() == 0.5
+    for damaged in ("{", "[]", '{"served": null}', '{"served": {"metrics": 1}}'):
+        evaluation.write_text(damaged)
+        assert accuracy() == 0.25
+
+
 def test_a_text_that_commands_the_terminal_is_made_visible(command, copied):
     (copied / "MODEL_CARD.md").write_text("good\x1b[2Jmodel")
     out = command("show", copied)[1]

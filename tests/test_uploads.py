@@ -23,6 +23,7 @@ from viewer.uploads import safe_name, take_upload
         ("C:\\Users\\me\\talk.mov", "talk.mov"),
         ("<script>alert('x')</script>.mp4", "script_.mp4"),
         ('a<b>"c"|d?*.mp4', "a_b__c__d__.mp4"),
+        ("a %22b%22.mp4", "a _b_.mp4"),
         (".hidden.mp4", "hidden.mp4"),
         ("~tmp.mp4", "tmp.mp4"),
         ("-rf.mp4", "rf.mp4"),

@@ -20,13 +20,12 @@ import numpy as np
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import DataError, ModelError
 from ferflow.storage import part_file
+from models.store import EVALUATION_FILE
 from training.dataset import DataSplits, LabelledImages
 from training.metrics import Significance, accuracy_interval, measure
 from training.votes import CROWD_COLUMNS
 
 _Item = TypeVar("_Item")
-
-EVALUATION_FILE = "evaluation.json"
 
 TOLERATED_SHARE = 0.003
 TOLERATED_IMAGES = 2

@@ -19,6 +19,8 @@ _SPLITS = {
     "test": "test images",
     "test_unseen": "test images whose photo is in no other set",
     "test_mirrored": "test images, averaged with their mirror image",
+    "ferplus": "test images, labelled by the crowd's top vote (FER+)",
+    "ferplus_majority": "test images, labelled by FER+'s stricter majority",
     "validation": "validation images",
 }
 
@@ -81,7 +83,7 @@ def _state(model: InstalledModel) -> str:
 
 def _show_facts(model: InstalledModel) -> None:
     description = model.description
-    test = _mapping(description.metrics.get("test"))
+    test = _mapping(model.metrics().get("test"))
     trained = [
         "came with ferflow" if model.is_shipped else "added here",
         f"trained on {description.saved_at[:10]}" if description.saved_at else "",
@@ -111,7 +113,7 @@ def _show_verdict(verdict: Verdict) -> None:
 
 
 def _show_quality(model: InstalledModel) -> None:
-    metrics = model.description.metrics
+    metrics = model.metrics()
     confusion = _confusion(_mapping(metrics.get("test")).get("confusion"))
     matrix, beside = st.columns((3, 2), gap="large")
     with matrix:
@@ -179,7 +181,7 @@ def _version_html(model: InstalledModel, promotions: Sequence[Promotion]) -> str
         for promotion in promotions
         if promotion.version == model.description.version
     ]
-    accuracy = _percent(_mapping(model.description.metrics.get("test")).get("accuracy"))
+    accuracy = _percent(_mapping(model.metrics().get("test")).get("accuracy"))
     why = "<br>".join(map(escaped, reasons)) or "–"
     return (
         f'<tr><th scope="row">{escaped(model.description.version)}</th><td>{_state(model)}</td>'

@@ -79,7 +79,8 @@ def take_upload(file: IO[bytes], name: str, watching: WatchSettings, results: Re
 
 def safe_name(name: str) -> str:
     """A name that is one in every system and shows as what it is: no folders, no hidden and no invisible letters."""
-    last = name.replace("\\", "/").rpartition("/")[2]
+    # Browsers send a quotation mark as %22 (HTML, multipart/form-data encoding).
+    last = name.replace("%22", '"').replace("\\", "/").rpartition("/")[2]
     kept = [
         "_" if letter in _NOT_IN_NAMES else letter
         for letter in unicodedata.normalize("NFC", last)

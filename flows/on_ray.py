@@ -31,6 +31,7 @@ def on_ray(address: str, stages: Stages) -> Iterator[Stages]:
         yield stages
         return
     try:
+        import ray
         from prefect_ray import RayTaskRunner
     except ImportError as error:
         raise ConfigError(
@@ -48,12 +49,11 @@ def on_ray(address: str, stages: Stages) -> Iterator[Stages]:
                 parameters = dict(zip(names, (_sendable(job), *arguments), strict=True))
                 tell = parameters.pop("progress", None)
                 future = cluster.submit(task, parameters=parameters)
-                while True:
-                    try:
-                        return future.result(timeout=_LOOK_SECONDS)
-                    except TimeoutError:
-                        if tell is not None:
-                            tell(0, None)  # Raises where the run is to end.
+                # Not result(timeout=...): a TimeoutError may be what became of the task.
+                while not ray.wait([future.wrapped_future], timeout=_LOOK_SECONDS)[0]:
+                    if tell is not None:
+                        tell(0, None)  # Raises where the run is to end.
+                return future.result()
 
             return run
 

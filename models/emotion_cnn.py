@@ -17,6 +17,8 @@ _NORM_MOMENTUM = 0.98
 # Below a spread of about 0.03 of full scale an image is noise; it is not blown up to look like a face.
 _LEAST_VARIANCE = 1e-3
 _MOBILE_STEM = 32
+_MOBILE_FACE_PX = 128
+# For faces of this size the kernels were made from which it may start; at 96 they are worth 3 to 7 points less.
 _SEQUENTIAL_L2 = 1e-4
 _SEQUENTIAL_HIDDEN = 256
 
@@ -35,9 +37,9 @@ def build_emotion_cnn(
 
     Args:
         kind: `mobile`, depthwise separable convolutions after MobileNet (Howard et al. 2017, arXiv 1704.04861) on the
-            face enlarged twice, which can start from `models.face_network`; `residual`, with squeeze-and-excitation
-            (He et al. 2016, Hu et al. 2018); `sequential`, one convolution after the other with L2 and dropout, the
-            kind that this project began with.
+            face enlarged to 128 pixels, which can start from `models.face_network`; `residual`, with
+            squeeze-and-excitation (He et al. 2016, Hu et al. 2018); `sequential`, one convolution after the other
+            with L2 and dropout, the kind that this project began with.
         widths: channels at the first resolution and after each halving.
         blocks: blocks at each of these resolutions.
         dropout: share of the pooled features that training drops; in `sequential` also of each level's.
@@ -81,9 +83,7 @@ def _mobile(
     def relu6(x: keras.KerasTensor) -> keras.KerasTensor:
         return layers.ReLU(6, dtype=policy)(x)
 
-    # A stem of stride 2 on the enlarged face costs what one of stride 1 would, and sees faces in the size for which
-    # its kernels were made.
-    x = layers.UpSampling2D(2, interpolation="bilinear", dtype=policy)(x)
+    x = layers.Resizing(_MOBILE_FACE_PX, _MOBILE_FACE_PX, interpolation="bilinear", dtype=policy)(x)
     x = relu6(layers.Conv2D(_MOBILE_STEM, 3, 2, padding="same", dtype=policy, name="stem")(x))
     for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
         for index in range(count):

@@ -21,6 +21,8 @@ from flows.up_command import with_settings
 
 PATIENCE_SECONDS = 180
 # What takes seconds on a free machine takes minutes on a busy one.
+SECONDS_TO_STOP = 20
+# Two or three on a free machine: a look every two seconds, and Prefect's serving process waits three.
 
 
 def eventually(look: Callable[[], Any], what: str, *, patience_seconds: float = PATIENCE_SECONDS) -> Any:

@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from prefect_server import Server, end, eventually
+from prefect_server import SECONDS_TO_STOP, Server, end, eventually
 
 from ferflow.config import Settings
 from ferflow.errors import ConfigError, StoppedError
 from flows.analyze_videos import AUTOMATIC, analyze_as_deployed, analyze_on_server
 
 ROOT = Path(__file__).parents[1]
-SECONDS_TO_STOP = 15
-# Two or three on a free machine: a look every two seconds, and Prefect's serving process waits three.
 SERVE = (
     "from flows.analyze_videos import analyze_videos\n"
     "analyze_videos.serve('analyze-videos', pause_on_shutdown=False, tags=['videos'])\n"

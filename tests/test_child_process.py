@@ -160,7 +160,7 @@ def test_a_fault_of_who_listens_is_not_held_against_the_video():
     began = time.monotonic()
     with pytest.raises(ConnectionResetError, match="the bucket is away"):
         call_apart(partial(count, 5), video=CLIP, settings=Settings(), progress=lose)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 def test_no_file_of_another_thread_is_closed_when_a_child_is_ended_twice():
@@ -223,7 +223,7 @@ def test_who_stops_it_does_not_wait_for_what_hangs():
     began = time.monotonic()
     with pytest.raises(Stopped):
         call_apart(hang, video=CLIP, settings=Settings(patience_seconds=30), progress=stop)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
 
 
 def is_alive(process_id: int) -> bool:

@@ -665,7 +665,7 @@ def test_a_reader_that_lists_a_table_is_waited_for(tmp_path):
     began = time.monotonic()
     exchange_folders(other, folder)
     quiet_seconds = time.monotonic() - began
-    assert 0.1 <= quiet_seconds < 1
+    assert 0.1 <= quiet_seconds < 3
     assert not list(folder.iterdir())
 
     listing = os.open(other, os.O_RDONLY | os.O_DIRECTORY)
@@ -682,7 +682,7 @@ def test_a_reader_that_lists_a_table_is_waited_for(tmp_path):
     is_over.set()
     reader.join()
     os.close(listing)
-    assert time.monotonic() - began == pytest.approx(3, abs=1)
+    assert 3 <= time.monotonic() - began < 10
 
 
 def test_a_disk_that_cannot_exchange_folders_says_so(tmp_path):

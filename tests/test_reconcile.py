@@ -160,7 +160,7 @@ def test_a_server_that_is_away_is_no_fault_and_nothing_counts_as_silence(deploym
         assert reconcile_runs() == []
         with pytest.raises(Exception, match=r"refused|attempts failed"):
             reconciler.look()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert reconciler.look() == []
 
 

@@ -5,7 +5,7 @@ UV = $(if $(shell command -v uv),,.uv/bin/uv)
 RESULTS ?= results
 LEAKS ?= refuse
 
-.PHONY: help up demo analyze train evaluate bench test check clean
+.PHONY: help up demo analyze train evaluate bench test faults check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## /  make \1	/p' Makefile | expand -t 20

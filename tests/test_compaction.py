@@ -455,6 +455,7 @@ READER = """
     import time
     import duckdb, pandas, polars, pyarrow.dataset, pyarrow.parquet
     folder = Path(sys.argv[2])
+    duckdb.sql("set enable_progress_bar = false")
     how = {
         "pandas": lambda: pandas.read_parquet(folder, columns=["video_id"]).video_id.tolist(),
         "duckdb": lambda: [row[0] for row in duckdb.sql(f"select video_id from '{folder}/*.parquet'").fetchall()],

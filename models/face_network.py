@@ -49,7 +49,8 @@ def start_from_face_network(network: keras.Model) -> None:
             if [weight.shape for weight in layer.weights] != [kernel.shape, bias.shape]:
                 raise ModelError(
                     f"{layer.name} is {layer.weights[0].shape}, the face network's is {kernel.shape}: set widths to "
-                    "[64, 128, 256, 512] and blocks to [1, 2, 2, 1 to 6], or start from scratch."
+                    "[64, 128, 256, 512, 1024] and blocks to [1, 2, 2, 6, 2] or the first of these (fewer blocks only "
+                    "at the last width), or start from scratch."
                 )
             layer.set_weights([kernel, bias])
 

@@ -41,6 +41,15 @@ VIDEO_SUFFIXES = frozenset(
 )
 """Names by which a video is recognised in a folder; a file that is named outright may have any."""
 
+_READ_FORMATS = (
+    "mov,matroska,avi,flv,live_flv,mpegts,mpeg,asf,asf_o,ogg,mxf,gif,apng,rm,wtv,dv,nut,ivf,gxf,yuv4mpegpipe,"
+    "h261,h263,h264,hevc,vvc,av1,obu,mpegvideo,m4v,mjpeg,vc1,dirac,dnxhd,"  # Pictures without a container.
+    "image2,bmp_pipe,jpeg_pipe,png_pipe,tiff_pipe,webp_pipe,"  # A photo is a video of one frame.
+    "aac,aiff,flac,mp3,wav"  # So that it can be said that these hold only sound.
+)
+# What FFmpeg may take a file for: formats whose pictures are in the file itself. It has others that open whatever files
+# or addresses a text names (concat, hls, dash, sdp, vobsub), or run it as a program (lavfi).
+
 SOUND_RATE = 48_000
 """Sound samples a second of a video that is made from nothing."""
 
@@ -83,8 +92,8 @@ class VideoReader:
     """A video file, opened and found to hold at least one frame; read it with `frames`, once.
 
     Frames are decoded as they are asked for, so memory does not depend on the length. Damaged stretches are
-    skipped and a file that ends early ends early: `info` says so afterwards. Network addresses inside a file
-    (playlists) are never followed.
+    skipped and a file that ends early ends early: `info` says so afterwards. What names other files or addresses (a
+    playlist) is refused.
 
     Raises:
         VideoError: the file cannot be read, holds no video or not one frame that can be decoded, or is beyond the
@@ -546,7 +555,7 @@ def rewrite_video(
     """
     with (
         VideoReader(source, limits=limits) as reader,
-        _open(source) as sound_source,
+        _open(source, limits) as sound_source,
         part_file(target, folder=parts) as part,
     ):
         size_wh = _written_size(reader.width, reader.height, max_short_side_px)
@@ -763,7 +772,12 @@ def _open(path: Path, limits: Limits = DEFAULT_LIMITS) -> InputContainer:
             raise VideoError(f"{path}: the file is empty (0 bytes); copy or record it again.")
         # Bytes that are not valid in a name's encoding must not matter: decoding and naming are not strict.
         # For some formats FFmpeg decodes a picture only to see how large it is.
-        options = {"protocol_whitelist": "file", "max_pixels": str(limits.max_pixels)}
+        options = {
+            "protocol_whitelist": "file",
+            "format_whitelist": _READ_FORMATS,
+            "pattern_type": "none",  # a%d.jpg is one photo, not all of a1.jpg, a2.jpg and so on.
+            "max_pixels": str(limits.max_pixels),
+        }
         return av.open(os.fspath(path.absolute()), metadata_errors="replace", options=options)
     except FileNotFoundError as error:
         raise VideoError(f"{path}: there is no such file.") from error

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pytest
 
 from ferflow.errors import VideoError
-from ferflow.frames import VideoReader, read_images_at, rewrite_video
+from ferflow.frames import VIDEO_SUFFIXES, VideoReader, read_images_at, rewrite_video
+from ferflow.limits import Limits
 from ferflow.records import VideoInfo
 
 
@@ -132,6 +134,55 @@ def test_a_broken_file_is_refused_in_one_sentence(tmp_path, name):
     with pytest.raises(VideoError, match=why) as caught:
         VideoReader(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".ffconcat", ".txt"])
+def test_a_list_of_other_videos_is_refused_and_none_of_them_is_opened(make_video, tmp_path, suffix):
+    """Seen to fail: without `format_whitelist` the other video was decoded, as often as the list named it."""
+    make_video(tmp_path / "other.mp4", frame_count=3)
+    playlist = tmp_path / f"list{suffix}"
+    playlist.write_text("ffconcat version 1.0\n" + "file other.mp4\n" * 2)
+    with pytest.raises(VideoError, match="this is a text file, not a video"):
+        VideoReader(playlist)
+
+
+def test_every_kind_of_name_that_a_folder_is_searched_for_can_be_read(make_video, tmp_path):
+    """Seen to fail with the format of any of them taken from `_READ_FORMATS`."""
+    codecs = {
+        ".gif": ("gif", "rgb8"),
+        ".mxf": ("mpeg2video", "yuv420p"),
+        ".ogv": ("libvpx", "yuv420p"),
+        ".webm": ("libvpx", "yuv420p"),
+        ".wmv": ("wmv2", "yuv420p"),
+        ".mpg": ("mpeg2video", "yuv420p"),
+        ".mpeg": ("mpeg2video", "yuv420p"),
+        ".flv": ("flv1", "yuv420p"),
+        ".3gp": ("mpeg4", "yuv420p"),
+    }
+    for suffix in VIDEO_SUFFIXES:
+        codec, pix_fmt = codecs.get(suffix, ("libx264", "yuv420p"))
+        source = make_video(tmp_path / f"a{suffix}", frame_count=5, fps=25, codec=codec, pix_fmt=pix_fmt)
+        assert read_all(source)[1].frame_count == 5, suffix
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a%d.jpg"])
+def test_a_photo_is_one_frame_and_others_beside_it_are_left_alone(tmp_path, name):
+    """Seen to fail: without `pattern_type` the last one was three frames, and none of them its own."""
+    for number, path in enumerate((tmp_path / name, *(tmp_path / f"a{digit}.jpg" for digit in range(3)))):
+        cv2.imwrite(str(path), np.full((64, 64, 3), 40 * number, np.uint8))
+    with VideoReader(tmp_path / name) as reader:
+        (frame,) = reader.frames()
+    assert frame.image_rgb.max() < 10
+
+
+def test_frames_are_counted_against_the_limit_where_a_file_claims_none(make_video, tmp_path):
+    """Seen to fail: where `_timed` did not count, all ten were given."""
+    source = make_video(tmp_path / "a.ts", frame_count=10)
+    with (
+        VideoReader(source, limits=Limits(max_frames=9)) as reader,
+        pytest.raises(VideoError, match="it has more than 9 frames, which is refused"),
+    ):
+        list(reader.frames())
 
 
 def test_a_file_without_its_index_is_refused(make_video, tmp_path):

@@ -33,6 +33,7 @@ from av.video import VideoStream
 from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
+from ferflow.child_process import outside_limits
 from ferflow.errors import PieceError, VideoError
 from ferflow.limits import DEFAULT_LIMITS, Limits
 from ferflow.records import Frame, VideoInfo
@@ -581,6 +582,8 @@ def rewrite_video(
             sound = _sound_packets(sound_source, output)
             for packet in heapq.merge(pictures, sound, key=_decoding_time):
                 output.mux(packet)
+            with outside_limits():  # All is written, and is now moved to make room for the index: 2 GB take a while.
+                output.close()
 
 
 @contextlib.contextmanager

@@ -321,8 +321,8 @@ VideoReader.__init__ = open_and
 @pytest.mark.fault("in a batch lie files at which what reads them crashes, hangs or swells, each time")
 def test_a_file_that_ends_its_reader_costs_no_other(clip, tmp_path, monkeypatch, record_property):
     """Seen to fail: where `call_apart` did not take a child's death for the video's fault, each was an error that
-    nobody foresaw; without `_limit_memory` the one that swells was done, and without the patience the one that hangs was
-    called slow."""
+    nobody foresaw; without `_limit_memory` the one that swells was done, and without the patience the one that hangs
+    was called slow."""
     again = "also when it was tried again, so it was given up; the file is probably damaged."
     ends = {
         "crash.mp4": f"what reads it crashed (SIGSEGV), {again}",

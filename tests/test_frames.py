@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+from ferflow import child_process
 from ferflow.errors import VideoError
 from ferflow.frames import VIDEO_SUFFIXES, VideoReader, read_images_at, rewrite_video
 from ferflow.limits import Limits
@@ -373,6 +374,22 @@ def test_sound_that_mp4_lacks_is_converted(tmp_path, name, codec, kinds):
     second = heard[rate // 10 : rate // 10 + rate // 2]
     assert np.abs(np.fft.rfft(second)).argmax() * rate / len(second) == pytest.approx(440, abs=5)
     assert read_all(written)[1].frame_count == 10 * len(kinds)
+
+
+def test_moving_a_large_file_to_make_room_for_its_index_is_not_held_against_the_video(
+    make_video, tmp_path, monkeypatch
+):
+    """Seen to fail: nobody was told of it, so that the patience, which does not grow with the file, could end it."""
+    source, parts, is_indexed = make_video(tmp_path / "clip.mp4", frame_count=5), tmp_path / "parts", []
+
+    def hear(message: object) -> None:
+        (part,) = parts.rglob("*.part")
+        content = part.read_bytes()
+        is_indexed.append(0 <= content.find(b"moov") < content.find(b"mdat"))
+
+    monkeypatch.setattr(child_process, "_parent", hear)
+    copy(source, tmp_path / "written.mp4", parts=parts)
+    assert is_indexed == [False, True]
 
 
 def test_what_an_mp4_cannot_hold_is_refused_in_a_sentence(make_video, tmp_path):

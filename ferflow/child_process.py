@@ -121,7 +121,7 @@ def call_apart(work: Callable[..., _T], *, video: Path, settings: Settings, prog
 
 @contextlib.contextmanager
 def outside_limits() -> Iterator[None]:
-    """In a child: what happens in this block, such as sending a file over a network, is not held against the video."""
+    """In a child: what happens in this block, such as sending or moving a large file, is not held against the video."""
     if _parent is None:
         yield
         return

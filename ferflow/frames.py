@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import logging
+import math
 import os
 import re
 from array import array
@@ -22,13 +23,17 @@ import av.error
 import cv2
 import numpy as np
 from av.audio import AudioStream
+from av.audio.codeccontext import AudioCodecContext
 from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from av.codec import Codec
 from av.container import InputContainer, OutputContainer
 from av.stream import Disposition
 from av.video import VideoStream
 from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
+from ferflow.child_process import outside_limits
 from ferflow.errors import PieceError, VideoError
 from ferflow.limits import DEFAULT_LIMITS, Limits
 from ferflow.records import Frame, VideoInfo
@@ -40,6 +45,15 @@ VIDEO_SUFFIXES = frozenset(
     ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .webm .wmv".split()
 )
 """Names by which a video is recognised in a folder; a file that is named outright may have any."""
+
+_READ_FORMATS = (
+    "mov,matroska,avi,flv,live_flv,mpegts,mpeg,asf,asf_o,ogg,mxf,gif,apng,rm,wtv,dv,nut,ivf,gxf,yuv4mpegpipe,"
+    "h261,h263,h264,hevc,vvc,av1,obu,mpegvideo,m4v,mjpeg,vc1,dirac,dnxhd,"  # Pictures without a container.
+    "image2,bmp_pipe,jpeg_pipe,png_pipe,tiff_pipe,webp_pipe,"  # A photo is a video of one frame.
+    "aac,aiff,flac,mp3,wav"  # So that it can be said that these hold only sound.
+)
+# What FFmpeg may take a file for: formats whose pictures are in the file itself. It has others that open whatever files
+# or addresses a text names (concat, hls, dash, sdp, vobsub), or run it as a program (lavfi).
 
 SOUND_RATE = 48_000
 """Sound samples a second of a video that is made from nothing."""
@@ -56,8 +70,9 @@ _RESTARTED_CLOCK_FORMATS = frozenset({"mpeg", "mpegts"})
 _GUESSED_DURATION_FORMATS = frozenset({"mpeg", "mpegvideo", "h264", "hevc", "m4v"})
 # Formats that do not say how long they are: FFmpeg guesses it from the bit rate. Their times, at best one for many
 # pictures, are guessed too, and after a seek otherwise than from the beginning on.
-_COPIED_AUDIO_CODECS = frozenset({"aac", "mp3"})
-# Sound that every browser plays inside MP4; any other is converted to AAC.
+_COPIED_FROM_RATE = {"aac": 1, "mp3": 16_000}
+# Sound that every browser plays inside MP4, and from how many samples a second on FFmpeg writes it there; any other is
+# converted to AAC.
 _FINEST_TIME_BASE = Fraction(1, 1_000_000)
 # MP4 counts time in 32 bits: with a nanosecond clock it would end after 4 seconds.
 _ENCODING = {"preset": "ultrafast", "crf": "25", "g": "50"}
@@ -83,8 +98,8 @@ class VideoReader:
     """A video file, opened and found to hold at least one frame; read it with `frames`, once.
 
     Frames are decoded as they are asked for, so memory does not depend on the length. Damaged stretches are
-    skipped and a file that ends early ends early: `info` says so afterwards. Network addresses inside a file
-    (playlists) are never followed.
+    skipped and a file that ends early ends early: `info` says so afterwards. What names other files or addresses (a
+    playlist) is refused.
 
     Raises:
         VideoError: the file cannot be read, holds no video or not one frame that can be decoded, or is beyond the
@@ -530,8 +545,8 @@ def rewrite_video(
 ) -> None:
     """Draw on every frame of a video and write it as MP4 that browsers play, sound and frame times kept.
 
-    H.264 (x264, yuv420p, BT.601) with the index at the front; AAC and MP3 sound is copied bit by bit, other
-    sound converted to AAC. The file appears when it is complete.
+    H.264 (x264, yuv420p, BT.601) with the index at the front; AAC and MP3 sound is copied bit by bit where MP4 allows
+    it, other sound converted to AAC. The file appears when it is complete.
 
     Args:
         source: the video.
@@ -542,11 +557,12 @@ def rewrite_video(
         limits: what the source may claim.
 
     Raises:
-        VideoError: the source cannot be read.
+        VideoError: the source cannot be read, or MP4 cannot hold what is in it.
     """
     with (
+        _refusal_told(source),
         VideoReader(source, limits=limits) as reader,
-        _open(source) as sound_source,
+        _open(source, limits) as sound_source,
         part_file(target, folder=parts) as part,
     ):
         size_wh = _written_size(reader.width, reader.height, max_short_side_px)
@@ -566,6 +582,22 @@ def rewrite_video(
             sound = _sound_packets(sound_source, output)
             for packet in heapq.merge(pictures, sound, key=_decoding_time):
                 output.mux(packet)
+            with outside_limits():  # All is written, and is now moved to make room for the index: 2 GB take a while.
+                output.close()
+
+
+@contextlib.contextmanager
+def _refusal_told(source: Path) -> Iterator[None]:
+    """Says in a sentence what FFmpeg refuses to write; a full disk is another matter."""
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError | MemoryError):
+            raise
+        raise VideoError(
+            f"{source}: the annotated video cannot be written ({error.strerror}); the times or the sound of this one "
+            "are odd, such as days between two frames. Convert it with another program, or leave the drawing out."
+        ) from error
 
 
 def _decoding_time(packet: av.Packet[Any]) -> Fraction:
@@ -670,11 +702,12 @@ def _sound_packets(source: InputContainer, output: OutputContainer) -> Iterator[
     if decoder is None:
         logger.warning("%s: no decoder for its sound is installed; it is left out", source.name)
         return iter(())
-    is_copied = decoder.codec.canonical_name in _COPIED_AUDIO_CODECS
+    rate = decoder.sample_rate
+    is_copied = rate >= _COPIED_FROM_RATE.get(decoder.codec.canonical_name, math.inf)
     if is_copied:
         target = output.add_stream_from_template(track)
     else:
-        target = output.add_stream("aac", rate=decoder.sample_rate or 48_000)
+        target = output.add_stream("aac", rate=rate if rate in (Codec("aac", "w").audio_rates or ()) else SOUND_RATE)
         target.codec_context.layout = "mono" if decoder.layout.nb_channels == 1 else "stereo"
 
     def packets() -> Iterator[av.Packet[Any]]:
@@ -682,7 +715,7 @@ def _sound_packets(source: InputContainer, output: OutputContainer) -> Iterator[
             if is_copied:
                 yield from _copied_sound(source, track, target)
             else:
-                for samples in _steady_sound(source, track):
+                for samples in _steady_sound(source, track, target.codec_context):
                     yield from target.encode(samples)
                 yield from target.encode(None)
         except av.error.FFmpegError as error:
@@ -704,21 +737,35 @@ def _copied_sound(source: InputContainer, track: AudioStream, target: AudioStrea
         yield packet
 
 
-def _steady_sound(source: InputContainer, track: AudioStream) -> Iterator[av.AudioFrame]:
-    """Decoded sound whose times follow from the number of samples, but for gaps that can be heard."""
-    start = _clock_start(source)
+def _steady_sound(source: InputContainer, track: AudioStream, encoder: AudioCodecContext) -> Iterator[AudioFrame]:
+    """Sound for an encoder: its times follow from the number of samples, but for gaps that can be heard."""
+    start, rate = _clock_start(source), encoder.sample_rate
     expected: int | None = None
+    for samples in _resampled(source, track, encoder):
+        ticks = expected or 0
+        if samples.pts is not None and samples.time_base is not None:
+            ticks = round((samples.pts * samples.time_base - start) * rate)
+        if expected is not None and ticks - expected < rate * _HEARD_GAP_SECONDS:
+            ticks = expected
+        samples.time_base, samples.pts = Fraction(1, rate), ticks
+        expected = ticks + samples.samples
+        yield samples
+
+
+def _resampled(source: InputContainer, track: AudioStream, encoder: AudioCodecContext) -> Iterator[AudioFrame]:
+    """Decoded sound at the rate of an encoder, and with as many channels; broadcasts change theirs on the way."""
+    resampler: AudioResampler | None = None
+    kind: tuple[str, str, int] | None = None
     for packet in source.demux(track):
         for samples in packet.decode():
-            rate = samples.sample_rate
-            ticks = expected or 0
-            if samples.pts is not None and samples.time_base is not None:
-                ticks = round((samples.pts * samples.time_base - start) * rate)
-            if expected is not None and ticks - expected < rate * _HEARD_GAP_SECONDS:
-                ticks = expected
-            samples.time_base, samples.pts = Fraction(1, rate), ticks
-            expected = ticks + samples.samples
-            yield samples
+            if resampler is None or kind != (samples.format.name, samples.layout.name, samples.sample_rate):
+                if resampler is not None:
+                    yield from resampler.resample(None)
+                kind = samples.format.name, samples.layout.name, samples.sample_rate
+                resampler = AudioResampler(encoder.format, encoder.layout, encoder.sample_rate)
+            yield from resampler.resample(samples)
+    if resampler is not None:
+        yield from resampler.resample(None)
 
 
 def _written_size(width: int, height: int, max_short_side_px: int | None) -> tuple[int, int]:
@@ -763,7 +810,12 @@ def _open(path: Path, limits: Limits = DEFAULT_LIMITS) -> InputContainer:
             raise VideoError(f"{path}: the file is empty (0 bytes); copy or record it again.")
         # Bytes that are not valid in a name's encoding must not matter: decoding and naming are not strict.
         # For some formats FFmpeg decodes a picture only to see how large it is.
-        options = {"protocol_whitelist": "file", "max_pixels": str(limits.max_pixels)}
+        options = {
+            "protocol_whitelist": "file",
+            "format_whitelist": _READ_FORMATS,
+            "pattern_type": "none",  # a%d.jpg is one photo, not all of a1.jpg, a2.jpg and so on.
+            "max_pixels": str(limits.max_pixels),
+        }
         return av.open(os.fspath(path.absolute()), metadata_errors="replace", options=options)
     except FileNotFoundError as error:
         raise VideoError(f"{path}: there is no such file.") from error

@@ -29,8 +29,8 @@ class _Waiting:
     """When it was last changed, as the disk says."""
     due: float
     """Not to be handed out before; never, while it is in work."""
-    was_cut_off: bool = False
-    """It has been found to end early."""
+    waits_for_more: bool = False
+    """It has been found to be one that may grow."""
     tries: int = 0
     """How often nothing came of it."""
 
@@ -48,22 +48,22 @@ class Inbox:
         settle_seconds: float,
         second_look_seconds: float,
         look: Callable[[Path], StoredFile | None],
-        ends_early: Callable[[Path], bool],
+        may_grow: Callable[[Path], bool],
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """Nothing is in it.
 
         Args:
             settle_seconds: a file of a folder is whole when it has been seen unchanged for so long.
-            second_look_seconds: one that ends early nevertheless, when it has not been changed for so long.
+            second_look_seconds: one that may grow nevertheless, when it has not been changed for so long.
             look: gives a file as it is now; None if it is gone.
-            ends_early: tells a file that ends before its own end.
+            may_grow: tells a file that ends before its own end, or does not say where that is.
             wall_clock: gives the seconds since 1970, which the times of files are compared with.
         """
         self._settle_seconds = settle_seconds
         self._second_look_seconds = second_look_seconds
         self._look = look
-        self._ends_early = ends_early
+        self._may_grow = may_grow
         self._wall_clock = wall_clock
         self._waiting: dict[str, _Waiting] = {}
         self._done: dict[str, str] = {}
@@ -124,8 +124,8 @@ class Inbox:
                 del self._waiting[name]
             elif file.tag != waiting.file.tag:
                 self.see(file, now)
-            elif self._may_grow(waiting, now):
-                waiting.was_cut_off = True
+            elif self._is_awaited(waiting, now):
+                waiting.waits_for_more = True
                 waiting.due = waiting.changed_at + self._second_look_seconds
             else:
                 waiting.due, tries = math.inf, waiting.tries
@@ -175,14 +175,14 @@ class Inbox:
         patience = min(max((now - self._arriving_since) / 2, _FIRST_GATHERING_SECONDS), _LONGEST_GATHERING_SECONDS)
         return min(self._arrived_at + self._settle_seconds, due + patience)
 
-    def _may_grow(self, waiting: _Waiting, now: float) -> bool:
+    def _is_awaited(self, waiting: _Waiting, now: float) -> bool:
         if (
-            waiting.was_cut_off
+            waiting.waits_for_more
             or now >= waiting.changed_at + self._second_look_seconds
             or not is_local(waiting.file.path)
         ):
             return False
         try:
-            return self._ends_early(waiting.file.path)
+            return self._may_grow(waiting.file.path)
         except OSError:  # Gone since it was looked at; the next look will say so.
             return True

@@ -29,7 +29,7 @@ class WatchSettings(BaseModel):
     settle_seconds: float = Field(2.0, ge=0)
     """A file is whole when its length and time have not changed for so long; in a bucket it always is."""
     second_look_seconds: float = Field(30.0, ge=0)
-    """A file that ends before its own end may be still on its way: wait so long for more before it is called broken."""
+    """A file that ends before its own end, or does not tell it (as TS), may be on its way: wait so long for more."""
     sweep_seconds: float = Field(60.0, gt=0)
     """How often to look through whole folders, for what no file event told; network drives tell of none."""
     bucket_seconds: float = Field(3.0, gt=0)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ferflow.aside import move_aside
-from ferflow.cut_off import ends_early
+from ferflow.cut_off import may_grow
 from ferflow.errors import ConfigError, FerflowError, StoppedError
 from ferflow.inbox import Inbox
 from ferflow.rows import KnownSource
@@ -100,7 +100,7 @@ class Watcher:
             settle_seconds=settings.settle_seconds,
             second_look_seconds=settings.second_look_seconds,
             look=_look,
-            ends_early=ends_early,
+            may_grow=may_grow,
         )
         self._sweeps_at = dict.fromkeys(self.sources, -math.inf)
         self._runs_at = self._asks_at = -math.inf

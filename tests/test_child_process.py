@@ -129,6 +129,7 @@ def test_what_is_raised_there_is_raised_here_and_the_child_goes_on():
     assert call(who) == child
 
 
+@pytest.mark.fault("what reads a video crashes in C", "tried again in a new process, then a sentence")
 def test_a_crash_is_tried_once_more_and_then_a_sentence(caplog):
     """Seen to fail with `_ATTEMPTS` at 1, as the next."""
     with pytest.raises(VideoError) as raised:
@@ -140,11 +141,13 @@ def test_a_crash_is_tried_once_more_and_then_a_sentence(caplog):
     assert "crashed (SIGSEGV); it is tried once more" in caplog.text
 
 
+@pytest.mark.fault("what reads a video is killed once, from outside", "the video is done by a new process")
 def test_a_child_that_was_killed_from_outside_costs_nothing(tmp_path):
     """Seen to fail: without the second try the video had failed."""
     assert call(partial(crash_once, tmp_path / "mark")) == "well"
 
 
+@pytest.mark.fault("what reads a video dies in the middle of a message", "a sentence")
 def test_a_child_that_dies_in_the_middle_of_a_message_is_a_sentence():
     """Seen to fail: it was an OSError, by which the whole run ended."""
     with pytest.raises(VideoError, match="what reads it was ended by SIGKILL, also when it was tried again"):
@@ -173,18 +176,26 @@ def test_no_file_of_another_thread_is_closed_when_a_child_is_ended_twice():
         os.close(number)
 
 
-def test_what_hangs_is_given_up():
+@pytest.mark.fault("what reads a video hangs in C, or is too slow")
+def test_what_hangs_is_given_up(record_property):
     """Seen to fail: without the first half of `_check_time` only the length of the video ended it."""
     call(who)  # Beginning a child takes time, too.
+    began = time.monotonic()
     with pytest.raises(VideoError, match=r"^clip\.mp4: nothing has come of it for 1 s after frame 3, so it was given"):
         call(hang, patience_seconds=1)
+    record_property("figures", f"it hangs: a sentence after {time.monotonic() - began:.1f} s, of 1 s of patience")
 
 
-def test_what_takes_too_long_by_its_length_is_given_up():
+@pytest.mark.fault("what reads a video hangs in C, or is too slow")
+def test_what_takes_too_long_by_its_length_is_given_up(record_property):
     """Seen to fail: without the second half of `_check_time` it went on for ever."""
     call(who)
-    with pytest.raises(VideoError, match=r"it takes more than 0\.1 s a frame, so it was given up after frame \d"):
+    with pytest.raises(
+        VideoError, match=r"it takes more than 0\.1 s a frame, so it was given up after frame \d"
+    ) as told:
         call(dawdle, patience_seconds=1, max_seconds_per_frame=0.1)
+    after = str(told.value).partition("given up ")[2].partition(".")[0]
+    record_property("figures", f"0.3 s a frame where 0.1 are allowed: a sentence {after}")
 
 
 def test_time_that_the_caller_takes_is_not_held_against_the_video():
@@ -197,6 +208,7 @@ def test_time_that_the_caller_takes_is_not_held_against_the_video():
     assert call_apart(partial(count, 5), video=CLIP, settings=settings, progress=slow) == 5
 
 
+@pytest.mark.fault("what reads a video asks for 3 GB", "refused where 1 GB is allowed, granted where 8 are")
 def test_what_swells_is_given_up():
     """Seen to fail: without `_limit_memory` it had its 3 GB."""
     with pytest.raises(VideoError, match="asks for more than 1 GB of memory, also when it was tried again"):
@@ -233,6 +245,7 @@ def is_alive(process_id: int) -> bool:
         return False
 
 
+@pytest.mark.fault("a run is killed while what reads a video hangs", "0 processes left")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_child_that_hangs_ends_with_its_parent(how, tmp_path):
     """Seen to fail: without O_ASYNC on the lifeline it lived on."""

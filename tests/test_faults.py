@@ -297,6 +297,62 @@ def test_damaged_files_end_as_done_or_failed_with_a_sentence(formats, tmp_path, 
     )
 
 
+IN_THE_CHILD = """
+import ctypes, functools
+from ferflow.frames import VideoReader
+
+ways = {
+    "crash.mp4": lambda: ctypes.string_at(0),
+    "hang.mp4": lambda: ctypes.PyDLL(None).sleep(600),
+    "swell.mp4": lambda: bytearray(4 << 30),
+}
+opened = VideoReader.__init__
+
+@functools.wraps(opened)
+def open_and(self, path, **limits):
+    opened(self, path, **limits)
+    ways.get(path.name, lambda: None)()
+
+VideoReader.__init__ = open_and
+"""
+"""Makes the reading of files of three names end as damaged ones have made C code end."""
+
+
+@pytest.mark.fault("in a batch lie files at which what reads them crashes, hangs or swells, each time")
+def test_a_file_that_ends_its_reader_costs_no_other(clip, tmp_path, monkeypatch, record_property):
+    """Seen to fail: where `call_apart` did not take a child's death for the video's fault, each was an error that
+    nobody foresaw; without `_limit_memory` the one that swells was done, and without the patience the one that hangs
+    was called slow."""
+    again = "also when it was tried again, so it was given up; the file is probably damaged."
+    ends = {
+        "crash.mp4": f"what reads it crashed (SIGSEGV), {again}",
+        "swell.mp4": f"what reads it asks for more than 3 GB of memory, {again}",
+    }
+    if IS_WHOLE:
+        ends["hang.mp4"] = "nothing has come of it for 30 s before the first frame, so it was given up; "
+    inbox, root = fill(clip, tmp_path / "inbox", 4), tmp_path / "results"
+    for number, name in enumerate(ends, start=4):
+        drop(clip, inbox / name, number)
+    # Python imports a module of this name as it begins, which of this test's processes only the children do.
+    (tmp_path / "begun" / "sitecustomize.py").parent.mkdir()
+    (tmp_path / "begun" / "sitecustomize.py").write_text(IN_THE_CHILD)
+    monkeypatch.syspath_prepend(tmp_path / "begun")
+    end_children()
+    try:
+        analyze(inbox, root, max_memory_gb=3, patience_seconds=30)
+    finally:
+        end_children()
+    rows = pd.read_parquet(root / "videos")
+    errors = {Path(row.source).name: row.error for row in rows[rows.status == "failed"].itertuples()}
+    assert errors.keys() == ends.keys()
+    assert [name for name, sentence in ends.items() if not errors[name].startswith(sentence)] == [], errors
+    done = rows[rows.status == "done"]
+    assert sorted(Path(source).name for source in done.source) == [f"{number:03d}.mp4" for number in range(4)]
+    assert_nothing_is_half_written(root)
+    assert_nothing_is_left(root)
+    record_property("figures", f"{len(ends)} of {len(rows)} files: failed with a sentence, the other {len(done)} done")
+
+
 # Bombs.
 
 

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pytest
 
+from ferflow import child_process
 from ferflow.errors import VideoError
-from ferflow.frames import VideoReader, read_images_at, rewrite_video
+from ferflow.frames import VIDEO_SUFFIXES, VideoReader, read_images_at, rewrite_video
+from ferflow.limits import Limits
 from ferflow.records import VideoInfo
 
 
@@ -132,6 +135,55 @@ def test_a_broken_file_is_refused_in_one_sentence(tmp_path, name):
     with pytest.raises(VideoError, match=why) as caught:
         VideoReader(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".ffconcat", ".txt"])
+def test_a_list_of_other_videos_is_refused_and_none_of_them_is_opened(make_video, tmp_path, suffix):
+    """Seen to fail: without `format_whitelist` the other video was decoded, as often as the list named it."""
+    make_video(tmp_path / "other.mp4", frame_count=3)
+    playlist = tmp_path / f"list{suffix}"
+    playlist.write_text("ffconcat version 1.0\n" + "file other.mp4\n" * 2)
+    with pytest.raises(VideoError, match="this is a text file, not a video"):
+        VideoReader(playlist)
+
+
+def test_every_kind_of_name_that_a_folder_is_searched_for_can_be_read(make_video, tmp_path):
+    """Seen to fail with the format of any of them taken from `_READ_FORMATS`."""
+    codecs = {
+        ".gif": ("gif", "rgb8"),
+        ".mxf": ("mpeg2video", "yuv420p"),
+        ".ogv": ("libvpx", "yuv420p"),
+        ".webm": ("libvpx", "yuv420p"),
+        ".wmv": ("wmv2", "yuv420p"),
+        ".mpg": ("mpeg2video", "yuv420p"),
+        ".mpeg": ("mpeg2video", "yuv420p"),
+        ".flv": ("flv1", "yuv420p"),
+        ".3gp": ("mpeg4", "yuv420p"),
+    }
+    for suffix in VIDEO_SUFFIXES:
+        codec, pix_fmt = codecs.get(suffix, ("libx264", "yuv420p"))
+        source = make_video(tmp_path / f"a{suffix}", frame_count=5, fps=25, codec=codec, pix_fmt=pix_fmt)
+        assert read_all(source)[1].frame_count == 5, suffix
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a%d.jpg"])
+def test_a_photo_is_one_frame_and_others_beside_it_are_left_alone(tmp_path, name):
+    """Seen to fail: without `pattern_type` the last one was three frames, and none of them its own."""
+    for number, path in enumerate((tmp_path / name, *(tmp_path / f"a{digit}.jpg" for digit in range(3)))):
+        cv2.imwrite(str(path), np.full((64, 64, 3), 40 * number, np.uint8))
+    with VideoReader(tmp_path / name) as reader:
+        (frame,) = reader.frames()
+    assert frame.image_rgb.max() < 10
+
+
+def test_frames_are_counted_against_the_limit_where_a_file_claims_none(make_video, tmp_path):
+    """Seen to fail: where `_timed` did not count, all ten were given."""
+    source = make_video(tmp_path / "a.ts", frame_count=10)
+    with (
+        VideoReader(source, limits=Limits(max_frames=9)) as reader,
+        pytest.raises(VideoError, match="it has more than 9 frames, which is refused"),
+    ):
+        list(reader.frames())
 
 
 def test_a_file_without_its_index_is_refused(make_video, tmp_path):
@@ -274,6 +326,77 @@ def test_a_broken_sound_track_does_not_cost_the_pictures(make_video, tmp_path, c
     broken.write_bytes(content)
     _, info = read_all(copy(broken, tmp_path / "written.mp4"))
     assert info.frame_count == 50
+
+
+def write_sound(path: Path, kinds: list[tuple[str, int]], *, codec: str, seconds: int = 1) -> Path:
+    """A video of ten frames a second and a tone, each second of it in another layout and at another rate."""
+    written = []
+    for layout, rate in kinds:
+        written.append(path.with_name(f"{len(written)}-{path.name}"))
+        with av.open(str(written[-1]), "w") as output:
+            video: Any = output.add_stream("libx264", rate=10)
+            video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+            sound: Any = output.add_stream(codec, rate=rate)
+            sound.codec_context.layout = layout
+            for index in range(10 * seconds):
+                frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 20 * index, np.uint8), format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 10)
+                output.mux(video.encode(frame))
+            output.mux(video.encode(None))
+            tone = (8000 * np.sin(2 * np.pi * 440 / rate * np.arange(rate * seconds))).astype(np.int16)
+            samples = av.AudioFrame.from_ndarray(tone[None], format="s16", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = rate, 0, Fraction(1, rate)
+            output.mux(sound.encode(samples))
+            output.mux(sound.encode(None))
+    path.write_bytes(b"".join(part.read_bytes() for part in written))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "kinds"),
+    [
+        ("a.mkv", "pcm_s16le", [("mono", 192_000)]),
+        ("a.mkv", "pcm_s16le", [("stereo", 44_099)]),
+        ("a.mkv", "pcm_s16le", [("mono", 4_000)]),
+        ("a.mkv", "libmp3lame", [("mono", 8_000)]),
+        ("a.ts", "ac3", [("stereo", 48_000), ("5.1", 48_000), ("stereo", 44_100)]),
+    ],
+)
+def test_sound_that_mp4_lacks_is_converted(tmp_path, name, codec, kinds):
+    """Seen to fail: AAC lacks the rates of the first three and MP4 that of the fourth, and what changes its number of
+    channels on the way was refused; each ended the video in an error that nobody foresaw."""
+    written = copy(write_sound(tmp_path / name, kinds, codec=codec), tmp_path / "written.mp4")
+    with av.open(str(written)) as container:
+        frames = list(container.decode(audio=0))
+    heard = np.concatenate([frame.to_ndarray()[0] for frame in frames])
+    rate = frames[0].sample_rate
+    assert len(heard) / rate == pytest.approx(len(kinds), abs=0.15)
+    second = heard[rate // 10 : rate // 10 + rate // 2]
+    assert np.abs(np.fft.rfft(second)).argmax() * rate / len(second) == pytest.approx(440, abs=5)
+    assert read_all(written)[1].frame_count == 10 * len(kinds)
+
+
+def test_moving_a_large_file_to_make_room_for_its_index_is_not_held_against_the_video(
+    make_video, tmp_path, monkeypatch
+):
+    """Seen to fail: nobody was told of it, so that the patience, which does not grow with the file, could end it."""
+    source, parts, is_indexed = make_video(tmp_path / "clip.mp4", frame_count=5), tmp_path / "parts", []
+
+    def hear(message: object) -> None:
+        (part,) = parts.rglob("*.part")
+        content = part.read_bytes()
+        is_indexed.append(0 <= content.find(b"moov") < content.find(b"mdat"))
+
+    monkeypatch.setattr(child_process, "_parent", hear)
+    copy(source, tmp_path / "written.mp4", parts=parts)
+    assert is_indexed == [False, True]
+
+
+def test_what_an_mp4_cannot_hold_is_refused_in_a_sentence(make_video, tmp_path):
+    """Seen to fail: a gap of 83 hours, as a clock makes that is set, ended in an error that nobody foresaw."""
+    source = make_video(tmp_path / "gap.mkv", frame_count=4, pts=[0, 0.1, 300_000, 300_000.1])
+    with pytest.raises(VideoError, match=r"gap\.mkv: the annotated video cannot be written \(Invalid argument\); the"):
+        copy(source, tmp_path / "written.mp4")
 
 
 def test_nothing_is_left_behind_when_writing_fails(make_video, tmp_path):

@@ -176,6 +176,19 @@ def test_a_slow_copy_with_pauses_is_analysed_once_and_whole(clips, tmp_path):
     assert pd.read_parquet(tmp_path / "results" / "videos").frame_count.tolist() == [3]
 
 
+@pytest.mark.fault("a file is still being copied when it is seen, slowly and with pauses", "analysed once, whole")
+def test_a_slow_copy_of_a_file_that_does_not_tell_its_end_is_analysed_once_too(make_video, tmp_path):
+    """Seen to fail: where only the beginning was judged, half of it was analysed, and then the whole as another."""
+    content = make_video(tmp_path / "a.ts", frame_count=60).read_bytes()
+    with watching(tmp_path, second_look_seconds=8) as watch, (watch.inbox / "slow.ts").open("wb", buffering=0) as file:
+        for start in range(0, len(content), len(content) // 2 + 1):
+            file.write(content[start : start + len(content) // 2 + 1])
+            for_a_while(3)
+        eventually(lambda: watch.rows() == {"slow.ts": "done"}, "the row")
+        assert watch.batches == [["slow.ts"]]
+    assert pd.read_parquet(tmp_path / "results" / "videos").frame_count.tolist() == [60]
+
+
 @pytest.mark.fault("200 files are dropped at once")
 def test_a_burst_of_two_hundred_files_is_a_few_runs(clips, tmp_path, record_property):
     with watching(tmp_path, workers=2) as watch:

@@ -27,6 +27,8 @@ _SCRATCH = "ferflow-scratch"
 _S3_OPTIONS = {
     # A listing that is kept would hide what came since.
     "use_listings_cache": False,
+    # Parts of 50 MB in memory at a time when an object is sent; ten would be half a gigabyte.
+    "max_concurrency": 1,
     # Throttled, timed out, reset: tried again, each time after a longer wait.
     "config_kwargs": {
         "connect_timeout": 10,

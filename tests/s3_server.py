@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -171,13 +171,14 @@ rgw enable usage log = false
 
 
 @contextlib.contextmanager
-def in_trouble(server: S3Server, faults: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def in_trouble(server: S3Server, faults: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     """The gateway behind an address at which not all goes well.
 
     Args:
         server: the gateway.
         faults: what becomes of the requests, in turn and over again: `SlowDown` and `InternalError` are answered, at
-            `reset` the connection is cut, `silence` lasts for three seconds, and an empty one is dealt with.
+            `reset` the connection is cut, at `cut` after half of what is asked for, `silence` lasts for three seconds,
+            and an empty one is dealt with.
 
     Yields:
         The address, and the faults so far.
@@ -195,13 +196,11 @@ def in_trouble(server: S3Server, faults: Sequence[str]) -> Iterator[tuple[str, l
                 fault = next(turns)
                 happened.extend([fault] if fault else [])
             if fault == "reset":
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.connection.close()
-                self.close_connection = True
+                self.cut()
             elif fault == "silence":
                 time.sleep(3)
                 self.close_connection = True
-            elif fault:
+            elif fault and fault != "cut":
                 answer = f"<Error><Code>{fault}</Code><Message>later</Message></Error>".encode()
                 self.give(503 if fault == "SlowDown" else 500, {"Content-Type": "application/xml"}, answer)
             else:
@@ -210,11 +209,16 @@ def in_trouble(server: S3Server, faults: Sequence[str]) -> Iterator[tuple[str, l
                 with contextlib.closing(connection):
                     connection.request(self.command, self.path, body or None, headers)
                     answered = connection.getresponse()
-                    self.give(answered.status, dict(answered.getheaders()), answered.read())
+                    self.give(answered.status, dict(answered.getheaders()), answered.read(), is_cut=fault == "cut")
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = deal
 
-        def give(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        def cut(self) -> None:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            self.close_connection = True
+
+        def give(self, status: int, headers: dict[str, str], body: bytes, *, is_cut: bool = False) -> None:
             self.send_response(status)
             if self.command != "HEAD" and status not in (204, 304):
                 headers = {**headers, "Content-Length": str(len(body))}
@@ -222,7 +226,11 @@ def in_trouble(server: S3Server, faults: Sequence[str]) -> Iterator[tuple[str, l
                 if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
                     self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # Who asked may not want to hear all of it.
+                self.wfile.write(body[: len(body) // 2] if is_cut else body)
+            if is_cut:
+                time.sleep(0.2)  # What was written arrives before the cut.
+                self.cut()
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""

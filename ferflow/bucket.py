@@ -42,6 +42,27 @@ class _Bucket(S3FileSystem):  # type: ignore[misc]
 
     call_s3 = sync_wrapper(_call_s3)
 
+    async def _info(self, path: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """What a place is. A key for one prefix alone may not ask for a file of its name, but may list it."""
+        try:
+            return dict(await super()._info(path, *arguments, **options))
+        except PermissionError:
+            bucket, key, _version = self.split_path(path)
+            if not key:
+                raise
+            below = await self._call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{key.rstrip('/')}/", MaxKeys=1)
+            if below.get("KeyCount"):
+                return {"name": f"{bucket}/{key}", "size": 0, "type": "directory", "StorageClass": "DIRECTORY"}
+            if await self._is_listed(bucket, key):
+                raise  # It is there, and the key may not read it.
+            raise FileNotFoundError(path) from None
+
+    async def _is_listed(self, bucket: str, key: str) -> bool:
+        with contextlib.suppress(PermissionError):
+            found = await self._call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
+            return any(file["Key"] == key for file in found.get("Contents", ()))
+        return False
+
     # What is read of an answer after it has begun.
 
     async def _cat_file(self, *arguments: Any, **options: Any) -> Any:

@@ -99,10 +99,10 @@ def find_videos(sources: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     sources = [absolute(source) for source in sources]
     for source in sources:
-        reach(source)
-        if source.is_dir():
+        there = reach(source)
+        if there == "folder":
             found |= dict.fromkeys(_walk(source) if is_local(source) else (file.path for file in list_videos(source)))
-        elif source.exists():
+        elif there == "file":
             found[source] = None
         else:
             raise ConfigError(f"{source}: there is no such file or folder; check the name.")

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from ferflow.errors import ConfigError
 
@@ -137,17 +137,25 @@ def absolute(path: Path) -> Path:
     return path.absolute() if is_local(path) else path
 
 
-def reach(path: Path) -> None:
-    """Make sure that a bucket can be listed, before anything is begun; a folder is taken as it is.
+def reach(path: Path) -> Literal["folder", "file"] | None:
+    """Make sure that a bucket can be used, before anything is begun; asks for this place alone, not for what is in it.
+
+    Returns:
+        What is there; None for nothing.
 
     Raises:
         ConfigError: there is no such bucket, or the key for it is missing or wrong.
     """
     if is_local(path):
-        return
+        return "folder" if path.is_dir() else "file" if path.exists() else None
     bucket: Any = path
     try:
-        bucket.fs.ls(bucket.path.partition("/")[0], detail=False)
+        try:
+            return "folder" if bucket.fs.info(bucket.path)["type"] == "directory" else "file"
+        except FileNotFoundError:
+            with contextlib.suppress(PermissionError):  # The key is for one prefix of it.
+                bucket.fs.info(bucket.path.partition("/")[0])
+            return None
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such bucket; check the name, or make it first.") from error
     except PermissionError as error:

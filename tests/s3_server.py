@@ -36,6 +36,8 @@ class S3Server:
     """Access key."""
     secret: str
     """Secret key."""
+    guest: tuple[str, str]
+    """Access key and secret key of somebody who may use what a bucket's policy lets `guest` use."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -141,16 +143,10 @@ rgw enable usage log = false
         run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
         start("ceph-mgr", "-i", "x")
         start("ceph-osd", "-i", "0")
-        key, secret = "testkey", uuid.uuid4().hex
-        run(
-            "radosgw-admin",
-            "user",
-            "create",
-            "--uid=test",
-            "--display-name=test",
-            f"--access-key={key}",
-            f"--secret={secret}",
-        )
+        (key, secret), guest = (("testkey", uuid.uuid4().hex), ("guestkey", uuid.uuid4().hex))
+        for name, keys in {"test": (key, secret), "guest": guest}.items():
+            user = ["user", "create", f"--uid={name}", f"--display-name={name}"]
+            run("radosgw-admin", *user, f"--access-key={keys[0]}", f"--secret={keys[1]}")
         start("radosgw", "-n", "client.rgw")
         url = f"http://{host}:{gateway}"
 
@@ -162,7 +158,7 @@ rgw enable usage log = false
 
         eventually(is_up, "the S3 server")
         forget_stores()
-        yield S3Server(url, key, secret)
+        yield S3Server(url, key, secret, guest)
     finally:
         forget_stores()
         for process in reversed(started):

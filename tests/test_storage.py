@@ -1,6 +1,7 @@
 """Storage: the same code for a folder and a bucket; what is unfinished is never seen."""
 
 import contextlib
+import json
 import os
 import pickle
 import re
@@ -8,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_server import forget_stores, in_trouble
 
 from ferflow import storage
 from ferflow.errors import ConfigError
-from ferflow.sources import find_videos, open_results
+from ferflow.sources import KnownSources, find_videos, open_results
 from ferflow.storage import fetched, list_files, part_file, place, stat_file, workspace
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +144,56 @@ def test_a_missing_bucket_is_one_clear_sentence(bucket):
         find_videos([place("s3://nobody-made-this/inbox")])
     with pytest.raises(ConfigError, match="there is no such bucket"):
         open_results(place("s3://nobody-made-this/results"))
+
+
+def test_a_named_file_is_one_request_however_many_lie_beside_it(bucket, s3_server, monkeypatch):
+    """Seen to fail: the bucket's whole top level was listed for every source."""
+    for number in range(5):
+        (bucket / f"{number}.mp4").write_bytes(b"x")
+    turns = Counter[str]()
+
+    def count() -> Iterator[str]:
+        while True:
+            turns["requests"] += 1
+            yield ""
+
+    with in_trouble(s3_server, count()) as (url, _):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        forget_stores()
+        inbox = place(str(bucket))
+        named = [inbox / f"{number}.mp4" for number in range(5)]
+        assert find_videos(named) == named
+        assert turns["requests"] == len(named)
+        assert find_videos([inbox]) == named
+        assert turns["requests"] == len(named) + 2, "is it a folder, and what is in it"
+
+
+def test_a_key_for_one_prefix_can_use_that_prefix(bucket, s3_server, monkeypatch):
+    """Seen to fail: such a key may not list the bucket, and was refused."""
+    (bucket / "study" / "inbox" / "a.mp4").write_bytes(b"x")
+    (bucket / "private.mp4").write_bytes(b"x")
+    name = bucket.path.strip("/")
+    guest = {"Effect": "Allow", "Principal": {"AWS": ["arn:aws:iam:::user/guest"]}}
+    of_prefix = {"StringLike": {"s3:prefix": "study/*"}}
+    use, ask = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"], ["s3:ListBucket"]
+    statements = [
+        # Ceph asks for the bucket itself where several are deleted.
+        guest | {"Action": use, "Resource": [f"arn:aws:s3:::{name}/study/*", f"arn:aws:s3:::{name}"]},
+        guest | {"Action": ask, "Resource": f"arn:aws:s3:::{name}", "Condition": of_prefix},
+    ]
+    policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
+    bucket.fs.call_s3("put_bucket_policy", Bucket=name, Policy=policy)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.guest[0])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.guest[1])
+    forget_stores()
+    root = place(str(bucket))
+    assert find_videos([root / "study" / "inbox"]) == [root / "study" / "inbox" / "a.mp4"]
+    results = open_results(root / "study" / "results")
+    assert results.table("videos").exists()
+    assert KnownSources(results).look() == {}
+    for refused in (root, root / "private.mp4", root / "elsewhere"):
+        with pytest.raises(ConfigError, match="the store refuses the key that it was given"):
+            find_videos([refused])
 
 
 def test_a_wrong_or_missing_key_and_a_silent_store_are_clear_sentences(bucket, s3_server, tmp_path):

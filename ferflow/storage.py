@@ -250,6 +250,8 @@ def part_file(target: Path, *, folder: Path | None = None) -> Iterator[Path]:
     try:
         yield part
         if is_local(target):
+            # Under its name while its bytes are not on the disk yet, it would be an empty file after a power cut.
+            to_disk(part)
             with contextlib.nullcontext() if folder is None else holding_tables(folder.parent):
                 os.replace(part, target)
         else:
@@ -310,7 +312,7 @@ def workspace(parent: Path) -> Path:
         # Locked before it has the name by which others find it.
         waiting = folder.with_suffix(".new")
         file = waiting.open("wb")
-        _lock(file)
+        lock_file(file)
         waiting.rename(folder.with_suffix(".lock"))
         folder.mkdir()
         if not _workspaces:
@@ -319,6 +321,25 @@ def workspace(parent: Path) -> Path:
             atexit.register(_leave_workspaces)
         _workspaces[parent] = folder, file
         return folder
+
+
+def lock_file(file: IO[bytes]) -> bool:
+    """Lock a file until it is closed or its process dies; False where there are no such locks (Windows)."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
+
+
+def to_disk(path: Path) -> None:
+    """Make sure that a file, or a folder's list of files, outlives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def clear_abandoned(results: Results) -> None:
@@ -344,19 +365,9 @@ def _leave_workspaces() -> None:
 
 def _remove_if_abandoned(lock: Path) -> None:
     with contextlib.suppress(OSError), lock.open("rb+") as file:
-        if _lock(file):  # Held by its process as long as that lives.
+        if lock_file(file):  # Held by its process as long as that lives.
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             lock.unlink()
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Lock a file until it is closed or its process dies; False where there are no such locks (Windows)."""
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return True
 
 
 def content_id(path: Path) -> str:

@@ -87,11 +87,11 @@ class Results:
 
     def annotated(self, source: str, video_id: str) -> Path:
         """The annotated video, named so that a person recognises it and no two share a name."""
-        return self.root / "annotated" / f"{_readable(source)}-{video_id[:8]}.mp4"
+        return self.root / "annotated" / f"{_readable(source)}-{video_id}.mp4"
 
     def timeline(self, source: str, video_id: str) -> Path:
         """The timeline picture, named like the annotated video."""
-        return self.root / "timelines" / f"{_readable(source)}-{video_id[:8]}.png"
+        return self.root / "timelines" / f"{_readable(source)}-{video_id}.png"
 
 
 def place(text: str | os.PathLike[str]) -> Path:

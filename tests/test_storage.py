@@ -20,7 +20,7 @@ from s3_server import forget_stores, in_trouble
 from ferflow import storage
 from ferflow.errors import ConfigError
 from ferflow.sources import KnownSources, find_videos, open_results
-from ferflow.storage import fetched, list_files, part_file, place, stat_file, workspace
+from ferflow.storage import Results, fetched, list_files, part_file, place, stat_file, workspace
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,6 +88,16 @@ def test_a_listing_tells_length_and_change_without_reading(folder):
         part.write_bytes(b"54321")
     after = {file.path: file.tag for file in list_files(folder)}
     assert [path.name for path in after if after[path] != before[path].tag] == ["a.mp4"]
+
+
+def test_two_videos_of_one_name_never_share_a_picture(tmp_path):
+    """Seen to fail: half of the id was in the name, and two that have this half in common had one file."""
+    results = Results(tmp_path)
+    one, other = "0123456789abcdef", "01234567fedcba98"
+    assert results.annotated("a.mp4", one) != results.annotated("a.mp4", other)
+    assert results.timeline("a.mp4", one) != results.timeline("a.mp4", other)
+    longest = "a" * 300 + ".mp4"
+    assert all(len(path(longest, one).name) <= 255 for path in (results.annotated, results.timeline))
 
 
 def test_videos_are_found_in_a_folder_and_in_a_bucket_alike(folder):

@@ -65,11 +65,11 @@ def _measure(clips: list[bytes], worker_count: int) -> None:
             for number, content in enumerate(clips):
                 (bucket / "inbox" / f"clip_{number:03}.mp4").write_bytes(content)
             settings = with_settings({}) | {
-                "PREFECT_SERVER_DATABASE_CONNECTION_URL": database,
+                "PREFECT_SERVER_DATABASE_CONNECTION_URL": database.url,
                 "PREFECT_SERVER_API_AUTH_STRING": _PASSWORD,
                 "PREFECT_API_AUTH_STRING": _PASSWORD,
             }
-            with serve_prefect(home / "server", host=SERVER_ADDRESS, **settings) as server:
+            with serve_prefect(home / "server", host=SERVER_ADDRESS, port=0, **settings) as server:
                 environment = server.environment | s3.environment
                 environment |= {
                     "PREFECT_WORKER_QUERY_SECONDS": "2",

@@ -42,7 +42,17 @@ from ferflow.merged_rows import (
     write_big,
     write_part,
 )
-from ferflow.storage import Results, StoredFile, holding_tables, is_local, list_files, part_file, stat_file, workspace
+from ferflow.storage import (
+    Results,
+    StoredFile,
+    holding_tables,
+    is_local,
+    list_files,
+    part_file,
+    stat_file,
+    to_disk,
+    workspace,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -318,7 +328,7 @@ def _exchange_files(
             os.sync()
         else:
             for path in add:
-                _to_disk(path)
+                to_disk(path)
         try:
             return _exchange_folder(results, table, add, set(remove), is_right)
         except ImportError:
@@ -358,9 +368,9 @@ def _exchange_folder(
             for path in add:
                 with contextlib.suppress(FileExistsError):
                     os.link(path, fresh / path.name)
-            _to_disk(fresh)
+            to_disk(fresh)
             exchange_folders(fresh, folder)
-        _to_disk(results.root)
+        to_disk(results.root)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
@@ -380,15 +390,6 @@ def _delete(results: Results, paths: Sequence[Path]) -> None:
     bucket: Any = results.root
     with contextlib.suppress(FileNotFoundError):
         bucket.fs.rm([path.path for path in paths])  # type: ignore[attr-defined]
-
-
-def _to_disk(path: Path) -> None:
-    """Make sure that a file or a folder's list of files outlives a power cut, before what it replaces goes."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

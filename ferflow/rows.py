@@ -1,5 +1,6 @@
 """scored faces <-> Parquet: the schemas of the tables, and one video's file of each"""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -171,9 +172,9 @@ def face_columns(batches: Iterable[pa.RecordBatch], *, count: int) -> FaceColumn
 def read_analysis(path: Path) -> Analysis | None:
     """Read how a file of the faces table came about; None when there is no such file, or it is damaged."""
     try:
-        with open_table(path) as file:
+        with _damage_told(path), open_table(path) as file:
             return _analysis(file)
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except (FileNotFoundError, VideoError):
         return None
 
 
@@ -223,6 +224,17 @@ def face_records(rows: pa.RecordBatch | pa.Table, columns: Sequence[str]) -> np.
             column.to_numpy() if isinstance(column, pa.ChunkedArray) else column.to_numpy(zero_copy_only=False)
         )
     return records
+
+
+@contextlib.contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
+        # A disk's own errors have a number, a store's are of a kind of their own; Arrow's on odd bytes are neither.
+        if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
+            raise
+        raise VideoError(f"{path}: this table is damaged; remove the file and analyse its video again.") from error
 
 
 def open_table(path: Path, **options: Any) -> pq.ParquetFile:
@@ -328,9 +340,10 @@ def read_known_sources(path: Path) -> list[KnownSource]:
 
     Raises:
         FileNotFoundError: there is no such file any more.
+        VideoError: it is damaged.
     """
     names = [field.name for field in dataclasses.fields(KnownSource)]
-    with open_table(path) as file:
+    with _damage_told(path), open_table(path) as file:
         there = set(file.schema_arrow.names)
         rows = file.read(columns=[name for name in names if name in there]).to_pylist()
     return [KnownSource(**dict.fromkeys(names) | row) for row in rows]

@@ -1,6 +1,7 @@
 """files, folders and buckets -> the videos in them, each content once, and which are still to be done."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from ferflow.errors import ConfigError, VideoError
 from ferflow.frames import VIDEO_SUFFIXES
 from ferflow.merged_rows import find_video
 from ferflow.records import VideoSummary
-from ferflow.rows import TABLES, KnownSource, read_known_sources, write_empty_table
+from ferflow.rows import TABLES, KnownSource, read_analysis, read_known_sources, write_empty_table
 from ferflow.storage import (
     Results,
     StoredFile,
@@ -31,6 +32,8 @@ from ferflow.storage import (
     unreadable_id,
     utf8,
 )
+
+logger = logging.getLogger(__name__)
 
 _REQUESTS_AT_ONCE = 16
 _COLUMNS_ONLY = "columns.parquet"
@@ -99,10 +102,10 @@ def find_videos(sources: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     sources = [absolute(source) for source in sources]
     for source in sources:
-        reach(source)
-        if source.is_dir():
+        there = reach(source)
+        if there == "folder":
             found |= dict.fromkeys(_walk(source) if is_local(source) else (file.path for file in list_videos(source)))
-        elif source.exists():
+        elif there == "file":
             found[source] = None
         else:
             raise ConfigError(f"{source}: there is no such file or folder; check the name.")
@@ -250,7 +253,7 @@ class KnownSources:
         }
         changed = [path for path, tag in listed.items() if path not in self._files or self._files[path][0] != tag]
         with ThreadPoolExecutor(1 if is_local(self._results.root) else _REQUESTS_AT_ONCE) as pool:
-            read = dict(zip(changed, pool.map(read_known_sources, changed), strict=True))
+            read = dict(zip(changed, pool.map(_read_known, changed), strict=True))
         self._files = {
             path: (tag, read[path] if path in read else self._files[path][1]) for path, tag in listed.items()
         }
@@ -259,6 +262,15 @@ class KnownSources:
             if row.source not in known or known[row.source].processed_at <= row.processed_at:
                 known[row.source] = row
         return known
+
+
+def _read_known(path: Path) -> list[KnownSource]:
+    try:
+        return read_known_sources(path)
+    except VideoError as error:
+        # Its video counts as not done, and its row is written anew once that is.
+        logger.warning("%s", error)
+        return []
 
 
 def _identify(
@@ -297,7 +309,13 @@ def _is_current(summary: VideoSummary, results: Results, model_version: str, set
         summary.model_version == model_version
         and summary.settings_hash == settings.settings_hash
         and all((results.root / file).exists() for file in files if file is not None)
+        and not _is_damaged(results.rows("faces", summary.video_id))
     )
+
+
+def _is_damaged(faces: Path) -> bool:
+    """Whether a video's file of the faces table is there and cannot be read; in a bucket it would cost two requests."""
+    return is_local(faces) and faces.exists() and read_analysis(faces) is None
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from ferflow.errors import ConfigError
 
@@ -27,6 +27,8 @@ _SCRATCH = "ferflow-scratch"
 _S3_OPTIONS = {
     # A listing that is kept would hide what came since.
     "use_listings_cache": False,
+    # Parts of 50 MB in memory at a time when an object is sent; ten would be half a gigabyte.
+    "max_concurrency": 1,
     # Throttled, timed out, reset: tried again, each time after a longer wait.
     "config_kwargs": {
         "connect_timeout": 10,
@@ -85,11 +87,11 @@ class Results:
 
     def annotated(self, source: str, video_id: str) -> Path:
         """The annotated video, named so that a person recognises it and no two share a name."""
-        return self.root / "annotated" / f"{_readable(source)}-{video_id[:8]}.mp4"
+        return self.root / "annotated" / f"{_readable(source)}-{video_id}.mp4"
 
     def timeline(self, source: str, video_id: str) -> Path:
         """The timeline picture, named like the annotated video."""
-        return self.root / "timelines" / f"{_readable(source)}-{video_id[:8]}.png"
+        return self.root / "timelines" / f"{_readable(source)}-{video_id}.png"
 
 
 def place(text: str | os.PathLike[str]) -> Path:
@@ -135,17 +137,25 @@ def absolute(path: Path) -> Path:
     return path.absolute() if is_local(path) else path
 
 
-def reach(path: Path) -> None:
-    """Make sure that a bucket can be listed, before anything is begun; a folder is taken as it is.
+def reach(path: Path) -> Literal["folder", "file"] | None:
+    """Make sure that a bucket can be used, before anything is begun; asks for this place alone, not for what is in it.
+
+    Returns:
+        What is there; None for nothing.
 
     Raises:
         ConfigError: there is no such bucket, or the key for it is missing or wrong.
     """
     if is_local(path):
-        return
+        return "folder" if path.is_dir() else "file" if path.exists() else None
     bucket: Any = path
     try:
-        bucket.fs.ls(bucket.path.partition("/")[0], detail=False)
+        try:
+            return "folder" if bucket.fs.info(bucket.path)["type"] == "directory" else "file"
+        except FileNotFoundError:
+            with contextlib.suppress(PermissionError):  # The key is for one prefix of it.
+                bucket.fs.info(bucket.path.partition("/")[0])
+            return None
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such bucket; check the name, or make it first.") from error
     except PermissionError as error:
@@ -240,6 +250,8 @@ def part_file(target: Path, *, folder: Path | None = None) -> Iterator[Path]:
     try:
         yield part
         if is_local(target):
+            # Under its name while its bytes are not on the disk yet, it would be an empty file after a power cut.
+            to_disk(part)
             with contextlib.nullcontext() if folder is None else holding_tables(folder.parent):
                 os.replace(part, target)
         else:
@@ -300,7 +312,7 @@ def workspace(parent: Path) -> Path:
         # Locked before it has the name by which others find it.
         waiting = folder.with_suffix(".new")
         file = waiting.open("wb")
-        _lock(file)
+        lock_file(file)
         waiting.rename(folder.with_suffix(".lock"))
         folder.mkdir()
         if not _workspaces:
@@ -309,6 +321,25 @@ def workspace(parent: Path) -> Path:
             atexit.register(_leave_workspaces)
         _workspaces[parent] = folder, file
         return folder
+
+
+def lock_file(file: IO[bytes]) -> bool:
+    """Lock a file until it is closed or its process dies; False where there are no such locks (Windows)."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
+
+
+def to_disk(path: Path) -> None:
+    """Make sure that a file, or a folder's list of files, outlives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def clear_abandoned(results: Results) -> None:
@@ -334,19 +365,9 @@ def _leave_workspaces() -> None:
 
 def _remove_if_abandoned(lock: Path) -> None:
     with contextlib.suppress(OSError), lock.open("rb+") as file:
-        if _lock(file):  # Held by its process as long as that lives.
+        if lock_file(file):  # Held by its process as long as that lives.
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             lock.unlink()
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Lock a file until it is closed or its process dies; False where there are no such locks (Windows)."""
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return True
 
 
 def content_id(path: Path) -> str:

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,6 +36,8 @@ class S3Server:
     """Access key."""
     secret: str
     """Secret key."""
+    guest: tuple[str, str]
+    """Access key and secret key of somebody who may use what a bucket's policy lets `guest` use."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -141,16 +143,10 @@ rgw enable usage log = false
         run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
         start("ceph-mgr", "-i", "x")
         start("ceph-osd", "-i", "0")
-        key, secret = "testkey", uuid.uuid4().hex
-        run(
-            "radosgw-admin",
-            "user",
-            "create",
-            "--uid=test",
-            "--display-name=test",
-            f"--access-key={key}",
-            f"--secret={secret}",
-        )
+        (key, secret), guest = (("testkey", uuid.uuid4().hex), ("guestkey", uuid.uuid4().hex))
+        for name, keys in {"test": (key, secret), "guest": guest}.items():
+            user = ["user", "create", f"--uid={name}", f"--display-name={name}"]
+            run("radosgw-admin", *user, f"--access-key={keys[0]}", f"--secret={keys[1]}")
         start("radosgw", "-n", "client.rgw")
         url = f"http://{host}:{gateway}"
 
@@ -162,7 +158,7 @@ rgw enable usage log = false
 
         eventually(is_up, "the S3 server")
         forget_stores()
-        yield S3Server(url, key, secret)
+        yield S3Server(url, key, secret, guest)
     finally:
         forget_stores()
         for process in reversed(started):
@@ -171,13 +167,14 @@ rgw enable usage log = false
 
 
 @contextlib.contextmanager
-def in_trouble(server: S3Server, faults: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+def in_trouble(server: S3Server, faults: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
     """The gateway behind an address at which not all goes well.
 
     Args:
         server: the gateway.
         faults: what becomes of the requests, in turn and over again: `SlowDown` and `InternalError` are answered, at
-            `reset` the connection is cut, `silence` lasts for three seconds, and an empty one is dealt with.
+            `reset` the connection is cut, at `cut` after half of what is asked for, `silence` lasts for three seconds,
+            and an empty one is dealt with.
 
     Yields:
         The address, and the faults so far.
@@ -195,13 +192,11 @@ def in_trouble(server: S3Server, faults: Sequence[str]) -> Iterator[tuple[str, l
                 fault = next(turns)
                 happened.extend([fault] if fault else [])
             if fault == "reset":
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.connection.close()
-                self.close_connection = True
+                self.cut()
             elif fault == "silence":
                 time.sleep(3)
                 self.close_connection = True
-            elif fault:
+            elif fault and fault != "cut":
                 answer = f"<Error><Code>{fault}</Code><Message>later</Message></Error>".encode()
                 self.give(503 if fault == "SlowDown" else 500, {"Content-Type": "application/xml"}, answer)
             else:
@@ -210,11 +205,16 @@ def in_trouble(server: S3Server, faults: Sequence[str]) -> Iterator[tuple[str, l
                 with contextlib.closing(connection):
                     connection.request(self.command, self.path, body or None, headers)
                     answered = connection.getresponse()
-                    self.give(answered.status, dict(answered.getheaders()), answered.read())
+                    self.give(answered.status, dict(answered.getheaders()), answered.read(), is_cut=fault == "cut")
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = deal
 
-        def give(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        def cut(self) -> None:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            self.close_connection = True
+
+        def give(self, status: int, headers: dict[str, str], body: bytes, *, is_cut: bool = False) -> None:
             self.send_response(status)
             if self.command != "HEAD" and status not in (204, 304):
                 headers = {**headers, "Content-Length": str(len(body))}
@@ -222,7 +222,11 @@ def in_trouble(server: S3Server, faults: Sequence[str]) -> Iterator[tuple[str, l
                 if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
                     self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # Who asked may not want to hear all of it.
+                self.wfile.write(body[: len(body) // 2] if is_cut else body)
+            if is_cut:
+                time.sleep(0.2)  # What was written arrives before the cut.
+                self.cut()
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""

@@ -1,6 +1,5 @@
 """Which files are whole is told from what is seen of them over time; here time is a number."""
 
-import errno
 import json
 import math
 import os
@@ -13,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from ferflow.aside import move_aside
 from ferflow.config import Settings
 from ferflow.cut_off import may_grow
 from ferflow.errors import ConfigError
@@ -390,55 +388,6 @@ def test_what_is_no_video_may_become_one(tmp_path):
         may_grow(tmp_path / "gone.mp4")
 
 
-# Out of the way.
-
-
-def test_a_file_is_moved_aside_and_none_is_overwritten(tmp_path):
-    done = tmp_path / "done"
-    for content in ("first", "second", "third"):
-        (tmp_path / "a.mp4").write_text(content)
-        move_aside(tmp_path / "a.mp4", done)
-    assert {path.name: path.read_text() for path in done.iterdir()} == {
-        "a.mp4": "first",
-        "a (2).mp4": "second",
-        "a (3).mp4": "third",
-    }
-    assert not (tmp_path / "a.mp4").exists()
-
-
-@pytest.mark.parametrize("code", [errno.EXDEV, errno.EACCES])
-def test_a_file_that_cannot_be_renamed_is_copied_to_another_disk_or_stays(tmp_path, monkeypatch, code):
-    source = tmp_path / "inbox" / "a.mp4"
-    source.parent.mkdir()
-    source.write_text("bytes")
-    rename = os.replace
-
-    def refuse(path: Path, target: Path) -> None:
-        if Path(path).parent == source.parent:
-            raise OSError(code, os.strerror(code))
-        rename(path, target)
-
-    monkeypatch.setattr(os, "replace", refuse)
-    if code == errno.EXDEV:
-        assert move_aside(source, tmp_path / "done").read_text() == "bytes"
-        assert not source.exists()
-        assert [path.name for path in (tmp_path / "done").iterdir()] == ["a.mp4"]
-    else:
-        with pytest.raises(PermissionError):
-            move_aside(source, tmp_path / "done")
-        assert source.read_text() == "bytes"
-        assert list((tmp_path / "done").iterdir()) == []
-
-
-def test_an_object_is_moved_aside_within_its_bucket():
-    inbox, done = place("memory://aside/inbox"), place("memory://aside/done")
-    for content in (b"first", b"second"):
-        (inbox / "a.mp4").write_bytes(content)
-        move_aside(inbox / "a.mp4", done)
-    assert not (inbox / "a.mp4").exists()
-    assert {path.name: path.read_bytes() for path in done.iterdir()} == {"a.mp4": b"first", "a (2).mp4": b"second"}
-
-
 # Settings.
 
 
@@ -473,8 +422,3 @@ def test_a_setting_without_meaning_is_refused_in_one_sentence(tmp_path, content,
     with pytest.raises(ConfigError) as caught:
         load_watch_settings(path)
     assert complaint in str(caught.value)
-
-
-def test_moving_keeps_the_content_to_the_byte(whole, tmp_path):
-    source = Path(shutil.copy(whole["mkv"], tmp_path / "a.mkv"))
-    assert move_aside(source, tmp_path / "done").read_bytes() == whole["mkv"].read_bytes()

@@ -11,7 +11,7 @@ from ferflow.config import Settings
 from ferflow.errors import ConfigError
 from ferflow.records import VideoSummary
 from ferflow.rows import write_video
-from ferflow.sources import find_videos, open_results, plan_jobs
+from ferflow.sources import KnownSources, find_videos, open_results, plan_jobs
 from ferflow.storage import Results
 
 
@@ -141,6 +141,39 @@ def test_what_is_done_is_done_again_when_its_annotated_video_is_gone(tmp_path, r
     (job,) = plan_jobs([video], results, model_version=lambda: "model-1", settings=Settings())
     finish(results, job.video_id)
     (results.root / "annotated" / "a.mp4").unlink()
+    assert plan([video], results) == [("a.mp4", False)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PAR1", bytes(100), b"PAR1" + bytes(4000) + b"\xff\0\0\0PAR1"],
+    ids=["empty", "cut off", "blank", "damaged at the end"],
+)
+@pytest.mark.fault("a file of the videos table is empty or damaged")
+def test_a_damaged_row_is_told_of_once_and_costs_no_other_video(tmp_path, results, caplog, content):
+    """Seen to fail: nothing was known any more of any video, and a watch did nothing that came while it was away."""
+    videos = [touch(tmp_path / name) for name in ("a.mp4", "b.mp4")]
+    first, second = plan_jobs(videos, results, model_version=lambda: "model-1", settings=Settings())
+    for job in (first, second):
+        finish(results, job.video_id, source=str(job.source))
+    damaged = results.rows("videos", first.video_id)
+    damaged.write_bytes(content)
+    known = KnownSources(results)
+    assert known.look().keys() == known.look().keys() == {str(second.source)}
+    assert [record.message for record in caplog.records] == [
+        f"{damaged}: this table is damaged; remove the file and analyse its video again."
+    ]
+    assert plan(videos, results) == [("a.mp4", False), ("b.mp4", True)]
+    finish(results, first.video_id, source=str(first.source))
+    assert known.look().keys() == {str(first.source), str(second.source)}
+
+
+def test_what_is_done_is_done_again_when_its_faces_are_damaged(tmp_path, results):
+    """Seen to fail: it was already done, and every reader of the faces failed."""
+    video = touch(tmp_path / "a.mp4")
+    (job,) = plan_jobs([video], results, model_version=lambda: "model-1", settings=Settings())
+    finish(results, job.video_id)
+    results.rows("faces", job.video_id).write_bytes(b"")
     assert plan([video], results) == [("a.mp4", False)]
 
 

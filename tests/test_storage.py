@@ -1,6 +1,7 @@
 """Storage: the same code for a folder and a bucket; what is unfinished is never seen."""
 
 import contextlib
+import json
 import os
 import pickle
 import re
@@ -8,15 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_server import forget_stores, in_trouble
 
 from ferflow import storage
 from ferflow.errors import ConfigError
-from ferflow.sources import find_videos, open_results
-from ferflow.storage import fetched, list_files, part_file, place, stat_file, workspace
+from ferflow.sources import KnownSources, find_videos, open_results
+from ferflow.storage import Results, fetched, list_files, part_file, place, stat_file, workspace
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,6 +42,27 @@ def test_a_file_appears_complete_or_not_at_all(folder):
         raise ZeroDivisionError
     assert target.read_bytes() == b"whole"
     assert not part.exists()
+
+
+@pytest.mark.fault("the power is cut just after a result has got its name")
+def test_a_file_has_its_name_once_its_bytes_are_on_the_disk(tmp_path, monkeypatch):
+    """Seen to fail: after a power cut the disk has the name and none of the bytes."""
+    on_disk: set[int] = set()
+    sync, rename = os.fsync, os.replace
+
+    def note(descriptor: int) -> None:
+        sync(descriptor)
+        on_disk.add(os.fstat(descriptor).st_ino)
+
+    def check(part: Path, target: Path) -> None:
+        assert Path(part).stat().st_ino in on_disk
+        rename(part, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", check)
+    with part_file(tmp_path / "a.parquet", folder=tmp_path / ".parts") as part:
+        part.write_bytes(b"whole")
+    assert (tmp_path / "a.parquet").read_bytes() == b"whole"
 
 
 def test_a_large_file_goes_to_a_bucket_and_comes_back(bucket):
@@ -63,6 +88,16 @@ def test_a_listing_tells_length_and_change_without_reading(folder):
         part.write_bytes(b"54321")
     after = {file.path: file.tag for file in list_files(folder)}
     assert [path.name for path in after if after[path] != before[path].tag] == ["a.mp4"]
+
+
+def test_two_videos_of_one_name_never_share_a_picture(tmp_path):
+    """Seen to fail: half of the id was in the name, and two that have this half in common had one file."""
+    results = Results(tmp_path)
+    one, other = "0123456789abcdef", "01234567fedcba98"
+    assert results.annotated("a.mp4", one) != results.annotated("a.mp4", other)
+    assert results.timeline("a.mp4", one) != results.timeline("a.mp4", other)
+    longest = "a" * 300 + ".mp4"
+    assert all(len(path(longest, one).name) <= 255 for path in (results.annotated, results.timeline))
 
 
 def test_videos_are_found_in_a_folder_and_in_a_bucket_alike(folder):
@@ -140,6 +175,56 @@ def test_a_missing_bucket_is_one_clear_sentence(bucket):
         find_videos([place("s3://nobody-made-this/inbox")])
     with pytest.raises(ConfigError, match="there is no such bucket"):
         open_results(place("s3://nobody-made-this/results"))
+
+
+def test_a_named_file_is_one_request_however_many_lie_beside_it(bucket, s3_server, monkeypatch):
+    """Seen to fail: the bucket's whole top level was listed for every source."""
+    for number in range(5):
+        (bucket / f"{number}.mp4").write_bytes(b"x")
+    turns = Counter[str]()
+
+    def count() -> Iterator[str]:
+        while True:
+            turns["requests"] += 1
+            yield ""
+
+    with in_trouble(s3_server, count()) as (url, _):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        forget_stores()
+        inbox = place(str(bucket))
+        named = [inbox / f"{number}.mp4" for number in range(5)]
+        assert find_videos(named) == named
+        assert turns["requests"] == len(named)
+        assert find_videos([inbox]) == named
+        assert turns["requests"] == len(named) + 2, "is it a folder, and what is in it"
+
+
+def test_a_key_for_one_prefix_can_use_that_prefix(bucket, s3_server, monkeypatch):
+    """Seen to fail: such a key may not list the bucket, and was refused."""
+    (bucket / "study" / "inbox" / "a.mp4").write_bytes(b"x")
+    (bucket / "private.mp4").write_bytes(b"x")
+    name = bucket.path.strip("/")
+    guest = {"Effect": "Allow", "Principal": {"AWS": ["arn:aws:iam:::user/guest"]}}
+    of_prefix = {"StringLike": {"s3:prefix": "study/*"}}
+    use, ask = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"], ["s3:ListBucket"]
+    statements = [
+        # Ceph asks for the bucket itself where several are deleted.
+        guest | {"Action": use, "Resource": [f"arn:aws:s3:::{name}/study/*", f"arn:aws:s3:::{name}"]},
+        guest | {"Action": ask, "Resource": f"arn:aws:s3:::{name}", "Condition": of_prefix},
+    ]
+    policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
+    bucket.fs.call_s3("put_bucket_policy", Bucket=name, Policy=policy)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.guest[0])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.guest[1])
+    forget_stores()
+    root = place(str(bucket))
+    assert find_videos([root / "study" / "inbox"]) == [root / "study" / "inbox" / "a.mp4"]
+    results = open_results(root / "study" / "results")
+    assert results.table("videos").exists()
+    assert KnownSources(results).look() == {}
+    for refused in (root, root / "private.mp4", root / "elsewhere"):
+        with pytest.raises(ConfigError, match="the store refuses the key that it was given"):
+            find_videos([refused])
 
 
 def test_a_wrong_or_missing_key_and_a_silent_store_are_clear_sentences(bucket, s3_server, tmp_path):

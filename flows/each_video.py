@@ -251,17 +251,14 @@ def process_each(
 
 
 def _take_back(job: Job, results: Results) -> None:
-    """Take away what was made of a file that vanished or changed: it may be of two files, or of none that is there."""
+    """Take away what was made of a file that changed or vanished: it may be of two files, or of none that is there."""
     row = read_video(results.rows("videos", job.video_id))
-    if row is not None:
-        if row.settings_hash:
-            return  # Another run has finished it.
-        try:
-            if not job.has_changed():
-                return  # What it was before is all that is left.
-        except OSError:
-            return
-    remove_results(results, job.source, video_id=job.video_id)
+    try:
+        is_of_no_file = job.has_changed()
+    except OSError:
+        is_of_no_file = row is None  # Else what it was before is all that is left.
+    if is_of_no_file and not (row is not None and row.settings_hash):  # With them another run has finished it.
+        remove_results(results, job.source, video_id=job.video_id)
 
 
 def _remove_pictures_of(job: Job, summary: VideoSummary, results: Results) -> None:

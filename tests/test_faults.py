@@ -527,6 +527,30 @@ def test_a_file_that_is_touched_while_it_is_read_is_done_by_the_next_run(stage, 
     assert_is_whole(root, videos=1)
 
 
+@pytest.mark.fault("what reads a video is halted for longer than patience_seconds")
+def test_a_video_that_could_not_be_read_in_time_is_done_by_the_next_run(clip, tmp_path):
+    """Seen to fail: it was called damaged, for ever."""
+    inbox, root, mark = tmp_path / "inbox", tmp_path / "results", f"faults-{uuid.uuid4().hex}"
+    end_children()  # The next ones are known by their environment.
+
+    def halt(path: Path) -> None:
+        for child in processes_with(mark):
+            os.kill(child, signal.SIGSTOP)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAULTS_MARK", mark)
+        drop(clip, inbox / "a.mp4", 0)
+        analyze(inbox, root)  # The models are loaded.
+        drop(clip, inbox / "b.mp4", 1)
+        report = analyze(inbox, root, listener=Meddling(2, "faces", halt), patience_seconds=10)
+    (failed,) = report.failed
+    assert failed.error is not None
+    assert failed.error.startswith("nothing has come of it for 10 s after frame ")
+    assert len(pd.read_parquet(root / "videos")) == 1
+    assert len(analyze(inbox, root).done) == 1
+    assert_is_whole(root, videos=2)
+
+
 @pytest.mark.fault("a run with other settings is stopped between a video's faces and its row")
 def test_tables_agree_once_a_run_that_was_stopped_in_the_middle_is_followed_by_another(clip, tmp_path):
     """Seen to fail: the old row was taken for the result of the old settings, beside faces of the others."""

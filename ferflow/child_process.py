@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ferflow.config import Settings
-from ferflow.errors import FerflowError, ModelError, VideoError
+from ferflow.errors import FerflowError, ModelError, SourceError, VideoError
 
 Progress = Callable[[int, int | None], None]
 """Called after every frame with the number of frames done and, if it is known, of all frames."""
@@ -40,6 +40,8 @@ _T = TypeVar("_T")
 _LOOK_SECONDS = 0.2
 # So long after somebody stops a run, what computes is ended, even in the middle of a frame.
 _GRACE_SECONDS = 5.0
+_LEAST_BUSY_SHARE = 0.1
+# Who says nothing and computes less than this waits for a disk, or was halted.
 _ATTEMPTS = 2
 # A process that dies may have been harmed by an earlier file, or by the machine: a new one tries once more.
 _FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM}
@@ -92,6 +94,7 @@ def call_apart(work: Callable[..., _T], *, video: Path, settings: Settings, prog
 
     Raises:
         VideoError: the child crashed, also a second time, or took more memory or time than the settings allow.
+        SourceError: it waited all that time, as for a disk that hangs.
         ModelError: no child could be begun.
         BaseException: whatever the function raised.
     """
@@ -180,6 +183,15 @@ class _Child:
         self._lifeline.close()
         return status
 
+    def busy_seconds(self) -> float:
+        """How much processor time it has taken; grows without end where the system does not tell."""
+        try:
+            status = Path(f"/proc/{self._process.pid}/stat").read_text()
+        except OSError:
+            return time.monotonic()
+        # After the name in brackets: the state, then numbers, of which the 11th and 12th are ticks of the clock.
+        return sum(map(int, status.rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
+
     def ask(self, request: _Request) -> None:
         """Let it compute something."""
         with self._death_told():
@@ -229,12 +241,14 @@ def _converse(
 ) -> _Done | _Failed:
     """Ask a child and listen to it until it has answered."""
     step = _Step(0, None)
-    total_seconds = silent_seconds = 0.0
+    total_seconds = silent_seconds = busy_before = 0.0
     is_counted = True
     child.ask(request)
     while True:
         began = time.monotonic()
         message = child.hear()
+        if message is None and silent_seconds == 0:
+            busy_before = child.busy_seconds()
         if is_counted:
             # Not more than was to be waited: this process may have been halted.
             seconds = min(time.monotonic() - began, _LOOK_SECONDS)
@@ -257,11 +271,22 @@ def _converse(
             case None:
                 if progress is not None:
                     progress(step.done, step.expected)
-        _check_time(video, settings, step.done, total_seconds, silent_seconds)
+        is_waiting = (
+            silent_seconds > settings.patience_seconds
+            and child.busy_seconds() - busy_before < _LEAST_BUSY_SHARE * silent_seconds
+        )
+        _check_time(video, settings, step.done, total_seconds, silent_seconds, is_waiting=is_waiting)
 
 
-def _check_time(video: Path, settings: Settings, done: int, total_seconds: float, silent_seconds: float) -> None:
+def _check_time(
+    video: Path, settings: Settings, done: int, total_seconds: float, silent_seconds: float, *, is_waiting: bool
+) -> None:
     after = f"after frame {done}" if done else "before the first frame"
+    if is_waiting:
+        raise SourceError(
+            f"{video}: nothing has come of it for {settings.patience_seconds:g} s {after}, so it was given up; what "
+            "reads it was waiting, probably for the disk. The next run tries it again."
+        )
     if silent_seconds > settings.patience_seconds:
         raise VideoError(
             f"{video}: nothing has come of it for {settings.patience_seconds:g} s {after}, so it was given up; the "

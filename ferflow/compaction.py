@@ -148,18 +148,6 @@ def take_out(results: Results, video_id: str) -> None:
                     _take_apart(results, table, path, claims)
 
 
-def forget(results: Results, video_id: str) -> None:
-    """Take away a video's row of the videos table, wherever it stands.
-
-    Raises:
-        OSError: the results are at fault.
-    """
-    if find_big(results.table("videos"), video_id, look_again=False):
-        take_out(results, video_id)
-    with holding_tables(results.root):
-        results.rows("videos", video_id).unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
 def _turn(claims: Claims) -> Iterator[None]:
     """Wait for one's turn to change big files."""

@@ -2,6 +2,7 @@
 
     FerflowError
     ├── VideoError      this file is at fault: record it, go on with the next
+    │   └── SourceError it could not be got at, or did not keep still: say so, try again with the next run
     ├── DataError       the labelled data is at fault: nothing can be trained on it
     ├── ModelError      the installation is at fault: stop
     ├── ConfigError     a setting or an argument is at fault: stop
@@ -19,6 +20,10 @@ class FerflowError(Exception):
 
 class VideoError(FerflowError):
     """One video cannot be analysed; the others can."""
+
+
+class SourceError(VideoError):
+    """A file is gone, cannot be read now, or changed while it was read: nothing is known of what is in it."""
 
 
 class DataError(FerflowError):

@@ -89,7 +89,7 @@ VIDEOS_SCHEMA = pa.schema(
         _column("annotated_path", pa.string(), "the annotated video, within the results folder"),
         _column("timeline_path", pa.string(), "the timeline picture, within the results folder"),
         _column("model_version", pa.string(), "the weights that scored the faces"),
-        _column("settings_hash", pa.string(), "names the settings that the result depends on"),
+        _column("settings_hash", pa.string(), "names the settings that it depends on; empty while it is done again"),
         _column("processed_at", pa.timestamp("us", tz="UTC"), "when the result was finished"),
         _column("processing_seconds", pa.float64(), "from the first frame read to the finished result"),
     ]

@@ -1,23 +1,25 @@
 """files, folders and buckets -> the videos in them, each content once, and which are still to be done."""
 
 import contextlib
+import dataclasses
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from ferflow.claims import Claims, can_hold
-from ferflow.compaction import forget, take_out
+from ferflow.compaction import take_out
 from ferflow.config import Settings
-from ferflow.errors import ConfigError, VideoError
+from ferflow.errors import ConfigError, SourceError, VideoError
 from ferflow.frames import VIDEO_SUFFIXES
 from ferflow.merged_rows import find_video
 from ferflow.records import VideoSummary
-from ferflow.rows import TABLES, KnownSource, read_analysis, read_known_sources, write_empty_table
+from ferflow.rows import TABLES, KnownSource, read_analysis, read_known_sources, write_empty_table, write_video
 from ferflow.storage import (
     Results,
     StoredFile,
@@ -39,6 +41,9 @@ _REQUESTS_AT_ONCE = 16
 _COLUMNS_ONLY = "columns.parquet"
 # A part of each table without rows; it is also what a results folder is known by.
 _ATTEMPTS = 5
+_CHANGED = "it was changed or replaced while it was read; the next run analyses it once more."
+_GONE = "there is no such file."
+_NO_FILE = "this is a pipe or a device, not a file; name a video or a folder of videos."
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,10 @@ class Job:
     """The weights that were in use when its turn came."""
     earlier: VideoSummary | None
     """The result that stands in the results folder for this content, model and settings; None if it is to be done."""
+    fault: str | None = None
+    """Why it cannot be told what is in the file: there is nothing to do about it now."""
+    outdated: VideoSummary | None = None
+    """The result for this content that is to be replaced."""
     copy_of: Path | None = None
     """A file named before that holds the same bytes, and whose result stands for both."""
     is_elsewhere: bool = False
@@ -73,17 +82,39 @@ class Job:
         """The file on this machine, also if the job was planned on another.
 
         Raises:
-            VideoError: meanwhile another file has taken its place, or it was written to.
+            SourceError: it is gone, meanwhile another file has taken its place, or it was written to.
         """
-        with contextlib.nullcontext(self.file) if self.file.exists() else fetched(self.source) as file:
-            yield file
-        if self.tag is not None and is_local(self.source):
-            with contextlib.suppress(FileNotFoundError):
-                if stat_file(self.source).tag != self.tag:
-                    raise VideoError(
-                        f"{self.source}: the file was replaced or changed while it was looked at; "
-                        "what is there now is a video of its own, analyse it once more."
-                    )
+        with contextlib.ExitStack() as copy:
+            file = self.file
+            if not file.exists():
+                try:
+                    file = copy.enter_context(fetched(self.source))
+                except FileNotFoundError as error:
+                    raise SourceError(f"{self.source}: {_GONE}") from error
+            try:
+                yield file
+            except VideoError:
+                # What was found to be wrong with it may be that it changed, or cannot be read now.
+                if is_local(self.source):
+                    with _faults_told(self.source):
+                        self._check_unchanged()
+                        with self.source.open("rb") as opened:
+                            opened.read(1)
+                raise
+        with contextlib.suppress(FileNotFoundError):  # All of it had been read.
+            self._check_unchanged()
+
+    def has_changed(self) -> bool:
+        """Whether another file has taken its place, or it was written to.
+
+        Raises:
+            OSError: it is not there or not to be seen.
+        """
+        return self.tag is not None and is_local(self.source) and stat_file(self.source).tag != self.tag
+
+    def _check_unchanged(self) -> None:
+        if self.has_changed():
+            raise SourceError(f"{self.source}: {_CHANGED}")
 
     def close(self) -> None:
         """Give up the claim on the video and the copy of its file; it is finished or will not be."""
@@ -96,20 +127,27 @@ def find_videos(sources: Iterable[Path]) -> list[Path]:
     A file that is named outright counts whatever its name; in a folder the name's ending decides. Hidden and
     half-copied files, and annotated videos in a results folder, are passed over.
 
+    A named file that is not there is among them as long as there is another, so that it is told when its turn comes.
+
     Raises:
-        ConfigError: a source does not exist, or there is no video in any.
+        ConfigError: no source exists, or there is no video in any.
     """
     found: dict[Path, None] = {}
+    faults: dict[Path, str] = {}
     sources = [absolute(source) for source in sources]
     for source in sources:
         there = reach(source)
         if there == "folder":
             found |= dict.fromkeys(_walk(source) if is_local(source) else (file.path for file in list_videos(source)))
-        elif there == "file":
-            found[source] = None
-        else:
-            raise ConfigError(f"{source}: there is no such file or folder; check the name.")
-    if not found:
+            continue
+        found[source] = None
+        if there is None:
+            faults[source] = "there is no such file or folder; check the name."
+        elif not _is_regular(source):
+            faults[source] = _NO_FILE
+    if len(faults) == len(found):
+        for source, fault in faults.items():
+            raise ConfigError(f"{source}: {fault}")
         names = ", ".join(map(str, sources))
         raise ConfigError(f"{names}: no video in there; ferflow looks for {' '.join(sorted(VIDEO_SUFFIXES))}.")
     return list(found)
@@ -131,7 +169,7 @@ def list_videos(folder: Path) -> Iterator[StoredFile]:
 
 def is_listed(path: Path, folder: Path) -> bool:
     """Whether a file in a folder of this machine, or in one below it, is one that `list_videos` would name."""
-    if not _is_video(path.name):
+    if not _is_video(path.name) or not _is_regular(path):
         return False
     parents = [folder / parent for parent in path.relative_to(folder).parents]
     return not any(_is_passed_over(parent) for parent in parents if parent != folder)
@@ -194,36 +232,49 @@ def plan_jobs(
     known = KnownSources(results).look() if is_worth_it else {}
     claimed = claims.claimed()
     seen: dict[str, Path] = {}
-    for source in videos:
-        version = model_version()
+
+    def plan(source: Path, version: str) -> Job:
         with contextlib.ExitStack() as held:
-            video_id, file, tag = _identify(source, results, known, held)
+            video_id, file, tag = _identify(source, known, held)
             if video_id in seen:
-                yield Job(source, file, video_id, tag, version, None, copy_of=seen[video_id])
-                continue
-            seen[video_id] = source
-            earlier = None if force else _earlier(video_id, results, version, settings)
+                return Job(source, file, video_id, tag, version, None, copy_of=seen[video_id])
+            row = None if force else _row(video_id, results)
+            earlier = _current(row, results, version, settings)
             is_elsewhere = False
             if earlier is None:
                 if file is source and not is_local(source):
-                    file = held.enter_context(fetched(source))
+                    with _faults_told(source):
+                        file = held.enter_context(fetched(source))
                 if held.enter_context(claims.hold(video_id)):
                     # Whoever had it until now may have finished it.
-                    earlier = None if force else _earlier(video_id, results, version, settings)
+                    row = _row(video_id, results)
+                    earlier = None if force else _current(row, results, version, settings)
                     if earlier is None:
                         take_out(results, video_id)
+                        _outdate(row, results)
                 else:
                     is_elsewhere = True
             elif video_id in claimed:
                 with claims.hold(video_id):
                     pass
-            yield Job(
+            seen[video_id] = source
+            return Job(
                 *(source, file, video_id, tag, version, earlier),
+                outdated=row if earlier is None else None,
                 is_elsewhere=is_elsewhere,
                 is_forced=force,
                 is_lost=partial(claims.is_lost, video_id),
                 held=held.pop_all(),
             )
+
+    for source in videos:
+        version = model_version()
+        try:
+            job = plan(source, version)
+        except SourceError as error:
+            fault = str(error).removeprefix(f"{source}: ")
+            job = Job(source, source, unreadable_id(source), None, version, None, fault=fault)
+        yield job
 
 
 class KnownSources:
@@ -274,43 +325,71 @@ def _read_known(path: Path) -> list[KnownSource]:
 
 
 def _identify(
-    source: Path, results: Results, known: Mapping[str, KnownSource], held: contextlib.ExitStack
+    source: Path, known: Mapping[str, KnownSource], held: contextlib.ExitStack
 ) -> tuple[str, Path, str | None]:
-    """A video's id, its file on this machine if that was needed to tell, and its tag."""
-    try:
+    """A video's id, its file on this machine if that was needed to tell, and its tag.
+
+    Raises:
+        SourceError: it cannot be read now, or changed while it was read.
+    """
+    with _faults_told(source):
         tag = stat_file(source).tag
         before = known.get(utf8(str(source)))
         if before is not None and before.source_tag == tag:
             return before.video_id, source, tag
+        if not _is_regular(source):
+            raise SourceError(f"{source}: {_NO_FILE}")
         file = held.enter_context(fetched(source))
         video_id = content_id(file)
-    except OSError:
-        return unreadable_id(source), source, None
-    if is_local(results.root) or (before is not None and before.video_id == unreadable_id(source)):
-        # It could not be read once and now it can: that failure is no more.
-        forget(results, unreadable_id(source))
+        if is_local(source) and stat_file(source).tag != tag:
+            raise SourceError(f"{source}: {_CHANGED}")
     return video_id, file, tag
 
 
-def _earlier(video_id: str, results: Results, model_version: str, settings: Settings) -> VideoSummary | None:
+@contextlib.contextmanager
+def _faults_told(source: Path) -> Iterator[None]:
+    """What the disk or the store says of a file is a sentence about it, and none about what is in it."""
     try:
-        summary = find_video(results, video_id)
+        yield
+    except FileNotFoundError as error:
+        raise SourceError(f"{source}: {_GONE}") from error
+    except PermissionError as error:
+        raise SourceError(f"{source}: the file cannot be read; ask its owner for permission to read it.") from error
+    except OSError as error:
+        raise SourceError(
+            f"{source}: the file cannot be read ({error.strerror or error}); check the disk, or where the link leads. "
+            "The next run tries it again."
+        ) from error
+
+
+def _row(video_id: str, results: Results) -> VideoSummary | None:
+    try:
+        return find_video(results, video_id)
     except VideoError:
         # A file of its own that is damaged is written anew; one of many videos is not, behind their owner's back.
         if not results.rows("videos", video_id).exists():
             raise
         return None
-    return summary if summary is not None and _is_current(summary, results, model_version, settings) else None
 
 
-def _is_current(summary: VideoSummary, results: Results, model_version: str, settings: Settings) -> bool:
-    files = [summary.annotated_path, summary.timeline_path]
-    return (
-        summary.model_version == model_version
-        and summary.settings_hash == settings.settings_hash
-        and all((results.root / file).exists() for file in files if file is not None)
-        and not _is_damaged(results.rows("faces", summary.video_id))
-    )
+def _outdate(row: VideoSummary | None, results: Results) -> None:
+    """See to it that a row whose faces are about to be replaced is taken for nobody's result, also if that ends early.
+
+    It stays, because until then it is true, and should the file be gone by the next run, all that is left.
+    """
+    if row is not None:
+        outdated = dataclasses.replace(row, settings_hash="")
+        write_video(results.rows("videos", row.video_id), outdated, parts=results.parts)
+
+
+def _current(row: VideoSummary | None, results: Results, model_version: str, settings: Settings) -> VideoSummary | None:
+    """The row, if there is nothing to do about its video."""
+    if row is None or row.model_version != model_version or row.settings_hash != settings.settings_hash:
+        return None
+    files = [row.annotated_path, row.timeline_path]
+    if not all((results.root / file).exists() for file in files if file is not None):
+        return None
+    return None if _is_damaged(results.rows("faces", row.video_id)) else row
 
 
 def _is_damaged(faces: Path) -> bool:
@@ -319,12 +398,27 @@ def _is_damaged(faces: Path) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=_say_passed_over):
         here = Path(parent)
         folders[:] = sorted(name for name in folders if not _is_passed_over(here / name))
         for name in sorted(files):
-            if _is_video(name):
+            if not _is_video(name):
+                continue
+            if _is_regular(here / name):
                 yield here / name
+            else:
+                _say_once(f"{here / name}: this is a pipe or a device, not a file; it is passed over.")
+
+
+def _say_passed_over(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        _say_once(f"{error.filename}: this folder cannot be read ({error.strerror}); what is in it is passed over.")
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    # A folder that is watched is listed again and again.
+    logger.warning("%s", sentence)
 
 
 def _walk_bucket(folder: Path) -> Iterator[StoredFile]:
@@ -346,6 +440,16 @@ def _walk_bucket(folder: Path) -> Iterator[StoredFile]:
 def _is_video(name: str) -> bool:
     """Half-copied files have names of their own, such as .part, .crdownload or ~ at the end, which are no video's."""
     return not name.startswith((".", "~")) and Path(name).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _is_regular(path: Path) -> bool:
+    """Whether a file is none that never ends or waits for a writer; one that cannot be seen is told in its turn."""
+    if not is_local(path):
+        return True
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 def _is_passed_over(folder: Path) -> bool:

@@ -217,6 +217,7 @@ def is_analyzed(path: Path, model_version: str, settings: Settings) -> bool:
     analysis = read_analysis(path)
     return (
         analysis is not None
+        and analysis.video_id == path.stem  # Of a stranger's file it may be the way to another folder.
         and analysis.model_version == model_version
         and analysis.settings_hash == settings.settings_hash
     )
@@ -334,13 +335,29 @@ def record_failure(
     Returns:
         The Parquet file with the video's row.
     """
-    with holding_tables(results.root):
-        results.rows("faces", video_id).unlink(missing_ok=True)
-        results.rows("segments", video_id).unlink(missing_ok=True)
-    for picture in (results.annotated(str(source), video_id), results.timeline(str(source), video_id)):
-        picture.unlink(missing_ok=True)
+    remove_results(results, source, video_id=video_id, but_row=True)
     path = results.rows("videos", video_id)
-    summary = VideoSummary(
+    summary = describe_failure(
+        source, error, video_id=video_id, model_version=model_version, settings=settings, tag=tag
+    )
+    write_video(path, summary, parts=results.parts)
+    return path
+
+
+def remove_results(results: Results, source: Path, *, video_id: str, but_row: bool = False) -> None:
+    """Take away what an analysis of a file left, its row of the videos table last or not at all."""
+    for picture in (results.annotated(utf8(str(source)), video_id), results.timeline(utf8(str(source)), video_id)):
+        picture.unlink(missing_ok=True)
+    with holding_tables(results.root):
+        for table in ("faces", "segments") if but_row else ("faces", "segments", "videos"):
+            results.rows(table, video_id).unlink(missing_ok=True)
+
+
+def describe_failure(
+    source: Path, error: VideoError, *, video_id: str, model_version: str, settings: Settings, tag: str | None = None
+) -> VideoSummary:
+    """The row of a video that cannot be analysed."""
+    return VideoSummary(
         video_id=video_id,
         source=utf8(str(source)),
         source_tag=tag,
@@ -358,8 +375,6 @@ def record_failure(
         processed_at=datetime.now(UTC),
         processing_seconds=0.0,
     )
-    write_video(path, summary, parts=results.parts)
-    return path
 
 
 def _is_newer(path: Path, than: Path) -> bool:

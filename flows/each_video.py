@@ -12,13 +12,13 @@ from typing import Protocol
 
 from ferflow.child_process import Progress
 from ferflow.config import Settings
-from ferflow.errors import FerflowError, Overtaken, Stopped, StoppedError, VideoError
+from ferflow.errors import FerflowError, Overtaken, SourceError, Stopped, StoppedError, VideoError
 from ferflow.progress import Teller
 from ferflow.records import VideoSummary
 from ferflow.rows import read_video
 from ferflow.sources import Job
-from ferflow.stages import record_failure
-from ferflow.storage import Results, unreadable_id, utf8
+from ferflow.stages import describe_failure, record_failure, remove_results
+from ferflow.storage import Results, relative, unreadable_id, utf8
 
 _CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")
 # Microseconds of processor time in so many of time, or "max".
@@ -174,7 +174,17 @@ def process_each(
             leave()
         share()
 
+    def untold(job: Job, error: SourceError) -> VideoSummary:
+        """Nothing is written about a video of which nothing is known, so that the next run tries it again."""
+        video_id = unreadable_id(job.source)
+        return describe_failure(
+            job.source, error, video_id=video_id, model_version=job.model_version, settings=settings
+        )
+
     def process(job: Job) -> VideoSummary:
+        if job.fault is not None:
+            return untold(job, SourceError(f"{job.source}: {job.fault}"))
+
         def go_on() -> None:
             if is_over():
                 raise Stopped(f"{job.source.name}: stopped before it was finished.")
@@ -202,12 +212,16 @@ def process_each(
             go_on()
             path = stages.summarize(job, faces_path, annotated_path, results, settings)
         except VideoError as error:
+            if job.is_lost():
+                raise Overtaken(f"{job.source.name}: another run has taken it over.") from error
+            if isinstance(error, SourceError):
+                _take_back(job, results)
+                return untold(job, error)
             path = record_failure(
                 job.source,
                 error,
                 results,
-                # Of one that vanished the failure is taken back once it is there again.
-                video_id=job.video_id if job.source.exists() else unreadable_id(job.source),
+                video_id=job.video_id,
                 model_version=job.model_version,
                 settings=settings,
                 tag=job.tag,
@@ -216,6 +230,7 @@ def process_each(
             teller.end()
         summary = read_video(path)
         assert summary is not None
+        _remove_pictures_of(job, summary, results)
         return summary
 
     helpers = max(default_workers() - workers, 0)
@@ -233,3 +248,24 @@ def process_each(
         names = ", ".join(job.source.name for job, _ in unforeseen)
         errors = [error for _, error in unforeseen]
         raise ExceptionGroup(f"{names}: an error that nobody foresaw; the other videos are done", errors)
+
+
+def _take_back(job: Job, results: Results) -> None:
+    """Take away what was made of a file that changed or vanished: it may be of two files, or of none that is there."""
+    row = read_video(results.rows("videos", job.video_id))
+    try:
+        is_of_no_file = job.has_changed()
+    except OSError:
+        is_of_no_file = row is None  # Else what it was before is all that is left.
+    if is_of_no_file and not (row is not None and row.settings_hash):  # With them another run has finished it.
+        remove_results(results, job.source, video_id=job.video_id)
+
+
+def _remove_pictures_of(job: Job, summary: VideoSummary, results: Results) -> None:
+    """Take away the pictures of the replaced result where they were named after another file."""
+    if job.outdated is None or job.outdated.source == summary.source:
+        return
+    before = job.outdated.source
+    for picture in (results.annotated(before, job.video_id), results.timeline(before, job.video_id)):
+        if relative(picture, results) not in (summary.annotated_path, summary.timeline_path):
+            picture.unlink(missing_ok=True)

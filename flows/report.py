@@ -2,6 +2,7 @@
 
 import threading
 import time
+import unicodedata
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ferflow.records import VideoSummary
 from ferflow.sources import Job
-from ferflow.storage import Results, is_local
+from ferflow.storage import Results, is_local, utf8
 
 
 class Report:
@@ -63,7 +64,10 @@ class Report:
             if shown_stage != name:
                 if bar is not None:
                     self._progress.remove_task(bar)
-                bar, started = self._progress.add_task(f"{job.source.name}: {name}", total=expected, speed=""), now
+                bar, started = (
+                    self._progress.add_task(printable(f"{job.source.name}: {name}"), total=expected, speed=""),
+                    now,
+                )
                 self._bars[job] = bar, name, started
         speed = f"{done / (now - started):.0f} frames/s" if now > started else ""
         assert bar is not None
@@ -99,7 +103,7 @@ class Report:
         count = len(self.done) + len(self.failed) + self.unchanged + self.copies + self.elsewhere_count
         self._progress.update(self._all, completed=count)
         if line is not None:
-            self._console.print(f"[{count}/{self._video_count}] {line}", markup=False)
+            self._console.print(f"[{count}/{self._video_count}] {printable(line)}", markup=False)
 
     def conclusion(self, results: Results) -> str:
         """A few lines for the end of the run: how many, and where to look."""
@@ -130,6 +134,14 @@ def describe(summary: VideoSummary) -> str:
         f" {summary.processing_seconds:.1f} s ({speed:.0f} frames/s)"
     )
     return line if summary.error is None else f"{line}. Note: {summary.error}"
+
+
+def printable(text: str) -> str:
+    """Text of one line that cannot steer a terminal: what is no letter or sign to be seen is written as its number."""
+    return "".join(
+        letter if letter.isprintable() or unicodedata.category(letter) == "Zs" else ascii(letter)[1:-1]
+        for letter in utf8(text)
+    )
 
 
 def _count(number: int, thing: str, things: str | None = None) -> str:

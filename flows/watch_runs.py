@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ferflow.errors import ConfigError
 from ferflow.records import VideoSummary
 from ferflow.sources import Job, open_results
-from ferflow.storage import StoredFile, absolute, place, utf8
+from ferflow.storage import StoredFile, absolute, place, unreadable_id, utf8
 from ferflow.watch_settings import WatchSettings
 from flows.each_video import default_workers
 from flows.server import find_server
@@ -221,10 +221,15 @@ class DeploymentRuns:
 
 
 def fates_of(outcomes: Iterable[Outcome]) -> dict[str, Fate]:
-    """What became of files, by their path: a copy shares its original's fate; those in another run are left out."""
+    """What became of files, by their path: a copy shares its original's fate.
+
+    Those in another run are left out, and those that could not be read and so are known by their path alone.
+    """
     outcomes = list(outcomes)
     fates: dict[str, Fate] = {
-        job.video_id: "failed" if summary.status == "failed" else "done" for job, summary in outcomes if summary
+        job.video_id: "failed" if summary.status == "failed" else "done"
+        for job, summary in outcomes
+        if summary and summary.video_id == job.video_id != unreadable_id(job.source)
     }
     return {str(job.source): fates[job.video_id] for job, _ in outcomes if job.video_id in fates}
 

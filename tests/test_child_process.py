@@ -17,7 +17,7 @@ import pytest
 from ferflow import child_process
 from ferflow.child_process import call_apart, end_children
 from ferflow.config import Settings
-from ferflow.errors import Stopped, VideoError
+from ferflow.errors import SourceError, Stopped, VideoError
 
 CLIP = Path("clip.mp4")
 HERE = Path(__file__).parent
@@ -68,6 +68,12 @@ def hang(*, progress) -> None:
     progress(3, 10)
     # In C code that holds the interpreter's lock: no thread of Python could help.
     ctypes.PyDLL(None).sleep(600)
+
+
+def go_round(*, progress) -> None:
+    progress(3, 10)
+    while True:
+        pass
 
 
 def dawdle(*, progress) -> None:
@@ -181,9 +187,17 @@ def test_what_hangs_is_given_up(record_property):
     """Seen to fail: without the first half of `_check_time` only the length of the video ended it."""
     call(who)  # Beginning a child takes time, too.
     began = time.monotonic()
-    with pytest.raises(VideoError, match=r"^clip\.mp4: nothing has come of it for 1 s after frame 3, so it was given"):
-        call(hang, patience_seconds=1)
+    with pytest.raises(VideoError, match=r"^clip\.mp4: nothing has come of it for 1 s after frame 3, .* damaged\."):
+        call(go_round, patience_seconds=1)
     record_property("figures", f"it hangs: a sentence after {time.monotonic() - began:.1f} s, of 1 s of patience")
+
+
+@pytest.mark.fault("a disk hangs for longer than patience_seconds")
+def test_what_waits_is_given_up_and_not_held_against_the_video():
+    """Seen to fail: a video whose reader was halted for a while was called damaged, for ever."""
+    call(who)
+    with pytest.raises(SourceError, match=r"^clip\.mp4: nothing has come of it for 1 s after frame 3, .* for the disk"):
+        call(hang, patience_seconds=1)
 
 
 @pytest.mark.fault("what reads a video hangs in C, or is too slow")

@@ -23,7 +23,7 @@ from prefect_server import eventually
 
 from ferflow import compaction
 from ferflow.claims import Claims
-from ferflow.compaction import Compacted, compact, forget, take_out
+from ferflow.compaction import Compacted, compact, take_out
 from ferflow.config import Settings
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import VideoError
@@ -317,13 +317,6 @@ def test_what_is_merged_is_done(tmp_path, results):
     assert plan("two") == [None] * 3
     assert not list_big(results.table("videos"))
     assert len(pd.read_parquet(results.table("videos"))) == 3
-
-
-def test_a_failure_that_is_no_more_is_taken_back_also_out_of_a_big_file(results):
-    add_many(results, 4)
-    compact(results)
-    forget(results, f"{2:016x}")
-    assert pd.read_parquet(results.table("videos")).video_id.tolist() == [f"{index:016x}" for index in (0, 1, 3)]
 
 
 def test_the_faces_to_review_are_the_same_after_merging(tmp_path, results):

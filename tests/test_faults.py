@@ -17,6 +17,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,15 @@ from fault_table import IS_WHOLE
 
 from ferflow.child_process import end_children
 from ferflow.config import Settings
+from ferflow.errors import Stopped
 from ferflow.frames import VideoReader
+from ferflow.records import Analysis, VideoInfo
+from ferflow.rows import write_faces
 from ferflow.sources import find_videos, open_results
 from ferflow.storage import content_id
 from flows.in_process import analyze_in_process
 from flows.report import Report
+from models.warm import version_in_use
 
 ROOT = Path(__file__).parents[1]
 FRAMES = 5
@@ -497,6 +502,9 @@ def test_results_that_are_read_only_end_the_run_with_a_sentence(clip, small_disk
 # Files that do not keep still.
 
 
+CHANGED = "it was changed or replaced while it was read; the next run analyses it once more."
+
+
 class Meddling(Report):
     """Does something to a video's file while it is looked at."""
 
@@ -513,15 +521,18 @@ class Meddling(Report):
 @pytest.mark.fault("a source vanishes while it is read")
 @pytest.mark.parametrize("stage", ["faces", "drawing"])
 def test_a_source_that_vanishes_harms_no_other(stage, clip, tmp_path):
-    """Seen to fail: the failure was held against the content, and stood when the file was back."""
+    """Seen to fail: the failure was held against the content, and stood when the file was back; later it had a row of
+    its own, beside faces of no video."""
     inbox, root = tmp_path / "inbox", tmp_path / "results"
     for number, name in enumerate("abc"):
         drop(clip, inbox / f"{name}.mp4", number)
-    analyze(inbox, root, listener=Meddling(3, stage, Path.unlink))
-    rows = pd.read_parquet(root / "videos")[["source", "status", "error"]]
-    ended = {Path(row.source).name: (row.status, row.error) for row in rows.fillna("").itertuples()}
-    assert ended["a.mp4"] == ended["c.mp4"] == ("done", "")
-    assert ended["b.mp4"] in {("failed", "there is no such file."), ("done", "")}
+    report = analyze(inbox, root, listener=Meddling(3, stage, Path.unlink))
+    rows = pd.read_parquet(root / "videos")
+    assert set(rows.status) == {"done"}
+    assert {"a.mp4", "c.mp4"} <= {Path(source).name for source in rows.source}
+    # All of it may have been read before.
+    assert [summary.error for summary in report.failed] == ["there is no such file."] * (3 - len(rows))
+    assert set(pd.read_parquet(root / "faces").video_id) == set(rows.video_id), "no rows of a video that is not there"
     assert_nothing_is_half_written(root)
     drop(clip, inbox / "b.mp4", 1)
     analyze(inbox, root)
@@ -543,7 +554,8 @@ def test_a_file_that_is_replaced_is_never_mixed_with_the_other(stage, clip, make
         part.write_bytes(other.read_bytes())
         part.replace(path)
 
-    analyze(inbox, root, listener=Meddling(2, stage, replace))
+    report = analyze(inbox, root, listener=Meddling(2, stage, replace))
+    assert [summary.error for summary in report.failed] == [CHANGED]
     analyze(inbox, root)
     rows = pd.read_parquet(root / "videos").set_index("video_id")
     new_id = content_id(inbox / "b.mp4")
@@ -552,9 +564,79 @@ def test_a_file_that_is_replaced_is_never_mixed_with_the_other(stage, clip, make
         with VideoReader(root / row.annotated_path) as reader:
             frames = sum(1 for _ in reader.frames(size_wh=(16, 16)))
         assert (frames, row.frame_count) == ((9, 9) if video_id == new_id else (FRAMES, FRAMES)), row.source
-    assert rows.status[old_id] == "failed"
-    assert rows.error[old_id].startswith("the file was replaced or changed while it was looked at;")
+    assert old_id not in rows.index, "nothing is said of what was not read to its end"
+    assert set(pd.read_parquet(root / "faces").video_id) == {content_id(inbox / "a.mp4")}
     assert len(list((root / "annotated").iterdir())) == 2
+
+
+@pytest.mark.fault("a file's time changes while it is read, as where a copy ends")
+@pytest.mark.parametrize("stage", ["faces", "drawing"])
+def test_a_file_that_is_touched_while_it_is_read_is_done_by_the_next_run(stage, clip, tmp_path):
+    """Seen to fail: its content was failed for ever, also under another name."""
+    inbox, root = tmp_path / "inbox", tmp_path / "results"
+    drop(clip, inbox / "b.mp4", 0)
+    report = analyze(inbox, root, listener=Meddling(1, stage, os.utime))
+    assert [summary.error for summary in report.failed] == [CHANGED]
+    assert len(pd.read_parquet(root / "videos")) == 0
+    assert len(pd.read_parquet(root / "faces")) == 0
+    assert len(analyze(inbox, root).done) == 1
+    assert_is_whole(root, videos=1)
+
+
+@pytest.mark.fault("what reads a video is halted for longer than patience_seconds")
+def test_a_video_that_could_not_be_read_in_time_is_done_by_the_next_run(clip, tmp_path):
+    """Seen to fail: it was called damaged, for ever."""
+    inbox, root, mark = tmp_path / "inbox", tmp_path / "results", f"faults-{uuid.uuid4().hex}"
+    end_children()  # The next ones are known by their environment.
+
+    def halt(path: Path) -> None:
+        for child in processes_with(mark):
+            os.kill(child, signal.SIGSTOP)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAULTS_MARK", mark)
+        drop(clip, inbox / "a.mp4", 0)
+        analyze(inbox, root)  # The models are loaded.
+        drop(clip, inbox / "b.mp4", 1)
+        report = analyze(inbox, root, listener=Meddling(2, "faces", halt), patience_seconds=10)
+    (failed,) = report.failed
+    assert failed.error is not None
+    # In a machine's own time: while its faces are looked for, or just before it is drawn.
+    assert failed.error.startswith("nothing has come of it for 10 s ")
+    assert failed.error.endswith("The next run tries it again.")
+    assert len(pd.read_parquet(root / "videos")) == 1
+    assert len(analyze(inbox, root).done) == 1
+    assert_is_whole(root, videos=2)
+
+
+@pytest.mark.fault("a run with other settings is stopped between a video's faces and its row")
+def test_tables_agree_once_a_run_that_was_stopped_in_the_middle_is_followed_by_another(clip, tmp_path):
+    """Seen to fail: the old row was taken for the result of the old settings, beside faces of the others."""
+    inbox, root = tmp_path / "inbox", tmp_path / "results"
+    drop(clip, inbox / "b.mp4", 0)
+    analyze(inbox, root)
+
+    def stop(path: Path) -> None:
+        raise Stopped("Stopped.")
+
+    analyze(inbox, root, listener=Meddling(1, "drawing", stop), max_fps=1)
+    assert len(pd.read_parquet(root / "faces")) == 1
+    assert pd.read_parquet(root / "videos").status.tolist() == ["done"], "the old row is not lost"
+    assert len(analyze(inbox, root).done) == 1
+    assert_is_whole(root, videos=1)
+    assert analyze(inbox, root).unchanged == 1
+
+
+def test_pictures_named_after_an_old_name_go_when_the_video_is_done_again(clip, tmp_path):
+    inbox, root = tmp_path / "inbox", tmp_path / "results"
+    video = drop(clip, inbox / "old.mp4", 0)
+    analyze(inbox, root)
+    video.rename(inbox / "new.mp4")
+    analyze(inbox, root, max_fps=5)
+    (row,) = pd.read_parquet(root / "videos").itertuples()
+    assert Path(row.annotated_path).name.startswith("new-")
+    assert [path.name for path in (root / "annotated").iterdir()] == [Path(row.annotated_path).name]
+    assert [path.name for path in (root / "timelines").iterdir()] == [Path(row.timeline_path).name]
 
 
 # Names.
@@ -608,6 +690,33 @@ def test_hostile_names_stay_names(clip, tmp_path, record_property):
     record_property("figures", f"{len(names) + 4} names: 0 files outside the results folder, 0 mixed up")
 
 
+@pytest.mark.fault("a broken file whose name is no text")
+def test_a_broken_file_whose_name_is_no_text_is_recorded(clip, tmp_path):
+    """Seen to fail: it was an error that nobody foresaw, in each run anew."""
+    inbox, root = tmp_path / "inbox", tmp_path / "results"
+    drop(clip, inbox / "ok.mp4", 0)
+    (inbox / os.fsdecode(b"caf\xe9.mp4")).write_text("Dear all")
+    (failed,) = analyze(inbox, root).failed
+    assert (failed.source, failed.error) == (
+        str(inbox / "caf") + "\\xe9.mp4",
+        "this is a text file, not a video, whatever its name says.",
+    )
+    assert sorted(pd.read_parquet(root / "videos").status) == ["done", "failed"]
+
+
+@pytest.mark.fault("a name that steers the terminal")
+def test_a_name_does_not_steer_the_terminal(clip, tmp_path, capsys):
+    """Seen to fail: the terminal was cleared and had another title."""
+    inbox = tmp_path / "inbox"
+    name = "a\x1b]0;title\x07\x1b[2J\u202e é.mp4"
+    drop(clip, inbox / name, 0)
+    drop(clip, inbox / f"copy {name}", 0)
+    analyze(inbox, tmp_path / "results")
+    said = capsys.readouterr().err
+    assert "a\\x1b]0;title\\x07\\x1b[2J\\u202e é.mp4: 5 frames" in said
+    assert said.replace("\n", "").isprintable()
+
+
 # Strangers' files.
 
 
@@ -644,3 +753,24 @@ def test_a_results_file_from_a_stranger_runs_no_code(clip, tmp_path):
     analyze(inbox, root, max_fps=5)
     assert not mark.exists()
     assert set(pd.read_parquet(root / "videos").status) == {"done"}
+
+
+@pytest.mark.fault("a results file from a stranger that names another folder")
+def test_a_faces_file_from_a_stranger_is_written_nowhere_else(clip, tmp_path):
+    """Seen to fail: segments, a timeline, a row and a drawn copy were made beside the results folder."""
+    inbox, root = tmp_path / "inbox", tmp_path / "results"
+    video = drop(clip, inbox / "a.mp4", 0)
+    results = open_results(root)
+    described = Analysis(
+        video_id="../../outside/evil",
+        source="../x.mp4",
+        model_version=version_in_use("default"),
+        settings_hash=Settings().settings_hash,
+        started_at=datetime.now(UTC),
+        info=VideoInfo(256, 256, FRAMES, 0.5, 10.0, has_audio=False, warning=None),
+    )
+    path = results.rows("faces", content_id(video))
+    write_faces(path, iter(()), lambda: described, parts=results.parts)
+    assert len(analyze(inbox, root).done) == 1
+    assert_is_whole(root, videos=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"inbox", "results"}

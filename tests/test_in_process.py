@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from ferflow.config import Settings
-from ferflow.errors import ModelError, VideoError
+from ferflow.errors import ModelError, SourceError, VideoError
 from ferflow.records import VideoSummary
 from ferflow.sources import Job, find_videos, open_results
 from ferflow.storage import Results
 from flows import each_video
 from flows.each_video import Stages, process_each
 from flows.in_process import analyze_in_process
+from flows.watch_runs import fates_of
 from models.store import ModelStore
 from models.warm import version_in_use, warm_classifier
 
@@ -288,6 +289,39 @@ def test_a_video_that_another_run_has_taken_over_is_left_to_it(results):
     assert heard.elsewhere_names == ["b"]
     assert set(heard.summaries) == {"a", "c"}
     assert "summarize b" not in stages.calls
+
+
+def test_a_fault_of_a_video_that_another_run_has_taken_over_is_not_recorded(results):
+    """Seen to fail: there was a failed row beside the other run's done one, or instead of it."""
+    lost: list[str] = []
+    stages = FakeStages()
+
+    def lose(job: Job, *_: object) -> Path:
+        lost.append(job.source.name)
+        raise VideoError(f"{job.source}: is damaged.")
+
+    stages.analyze = lose
+    heard = stages.run(iter([dataclasses.replace(job("a", "a"), is_lost=lambda: "a" in lost)]), results)
+    assert (heard.elsewhere_names, heard.summaries) == (["a"], {})
+    assert len(pd.read_parquet(results.table("videos"))) == 0
+
+
+def test_a_file_that_moved_away_takes_nothing_from_what_another_run_has_finished(results):
+    stages = FakeStages()
+    stages.run(jobs("a"), results)
+    before = pd.read_parquet(results.table("videos"))
+    stages.faults["a"] = SourceError("a: there is no such file.")
+    assert stages.run(jobs("a"), results).summaries["a"].error == "there is no such file."
+    assert pd.read_parquet(results.table("videos")).equals(before)
+
+
+def test_copies_of_a_file_that_vanished_are_left_to_be_tried_again(results):
+    """Seen to fail: they were called failed, and moved aside, without having been looked at."""
+    stages = FakeStages()
+    stages.faults["a"] = SourceError("a: there is no such file.")
+    first, copy = job("a", "id"), dataclasses.replace(job("b", "id"), copy_of=Path("a"))
+    heard = stages.run(iter([first, copy]), results)
+    assert fates_of([(first, heard.summaries["a"]), (copy, None)]) == {}
 
 
 def test_no_copy_is_drawn_that_is_not_wanted(results):

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import shutil
 import struct
 import time
 import tracemalloc

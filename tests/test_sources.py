@@ -1,6 +1,8 @@
 """Sources: which videos there are, and which are still to be done."""
 
 import dataclasses
+import errno
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,9 +12,12 @@ import pytest
 from ferflow.config import Settings
 from ferflow.errors import ConfigError
 from ferflow.records import VideoSummary
-from ferflow.rows import write_video
-from ferflow.sources import KnownSources, find_videos, open_results, plan_jobs
-from ferflow.storage import Results
+from ferflow.rows import read_video, write_video
+from ferflow.sources import KnownSources, find_videos, is_listed, list_videos, open_results, plan_jobs
+from ferflow.storage import Results, content_id
+from flows.each_video import Stages, process_each
+from flows.report import Report
+from flows.watch_runs import fates_of
 
 
 def touch(path: Path, content: str = "") -> Path:
@@ -177,14 +182,109 @@ def test_what_is_done_is_done_again_when_its_faces_are_damaged(tmp_path, results
     assert plan([video], results) == [("a.mp4", False)]
 
 
-def test_the_failure_of_an_unreadable_file_is_taken_back_once_it_can_be_read(tmp_path, results, monkeypatch):
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "the file cannot be read (Input/output error); check the disk"),
+        (ConnectionError("no answer"), "the file cannot be read (no answer); check the disk"),
+        (PermissionError(errno.EACCES, "Permission denied"), "the file cannot be read; ask its owner"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "there is no such file."),
+    ],
+)
+def test_what_cannot_be_read_now_is_not_analysed_and_tried_again(tmp_path, results, monkeypatch, fault, sentence):
+    """Seen to fail: it was analysed under a hash of its path, and once more under its own when it could be read."""
     video = touch(tmp_path / "a.mp4")
     with monkeypatch.context() as patch:
-        patch.setattr("ferflow.sources.content_id", lambda path: (_ for _ in ()).throw(PermissionError()))
+        patch.setattr("ferflow.sources.content_id", lambda path: (_ for _ in ()).throw(fault))
         (job,) = plan_jobs([video], results, model_version=lambda: "model-1", settings=Settings())
-    finish(results, job.video_id, status="failed", annotated_path=None)
+    assert job.fault is not None
+    assert job.fault.startswith(sentence)
+    heard = Report(1)
+    process_each(iter([job]), results, Stages(_never, _never, _never), settings=Settings(), workers=1, listener=heard)
+    assert [summary.error for summary in heard.failed] == [job.fault]
+    assert fates_of([(job, heard.failed[0])]) == {}, "a watch hands it out again"
+    assert [path.name for path in results.root.rglob("*.parquet")] == ["columns.parquet"] * 3
+    (job,) = plan_jobs([video], results, model_version=lambda: "model-1", settings=Settings())
+    assert (job.fault, job.video_id) == (None, content_id(video))
+
+
+def _never(*_: object) -> Path:
+    raise AssertionError("it is not to be analysed")
+
+
+def test_a_file_that_is_replaced_while_it_is_identified_is_not_taken_for_either(tmp_path, results, monkeypatch):
+    """Seen to fail: the new content was known by the old one's time, and so failed for ever."""
+    video = touch(tmp_path / "a.mp4", "old")
+
+    def replace(path: Path) -> str:
+        touch(path, "new, and longer")
+        return content_id(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ferflow.sources.content_id", replace)
+        (job,) = plan_jobs([video], results, model_version=lambda: "model-1", settings=Settings())
+    assert job.fault is not None
+    assert job.fault.startswith("it was changed or replaced while it was read;")
     assert plan([video], results) == [("a.mp4", False)]
-    assert not results.rows("videos", job.video_id).exists()
+
+
+@pytest.mark.fault("a pipe, a device or a link to one is named like a video")
+def test_what_is_no_file_is_passed_over_and_said_so(tmp_path, results, caplog):
+    """Seen to fail: the run waited for ever for somebody to write into the pipe, and Ctrl-C did not end it."""
+    video = touch(tmp_path / "inbox" / "a.mp4")
+    os.mkfifo(tmp_path / "inbox" / "pipe.mp4")
+    (tmp_path / "inbox" / "zeros.mp4").symlink_to("/dev/zero")
+    assert find_videos([tmp_path / "inbox"]) == [video]
+    assert [file.path for file in list_videos(tmp_path / "inbox")] == [video]
+    assert [name for name in ("a.mp4", "pipe.mp4") if is_listed(tmp_path / "inbox" / name, tmp_path)] == ["a.mp4"]
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path}/inbox/{name}.mp4: this is a pipe or a device, not a file; it is passed over."
+        for name in ("pipe", "zeros")
+    ], "once, however often it is looked at"
+    with pytest.raises(ConfigError, match=r"pipe\.mp4: this is a pipe or a device, not a file; name a video"):
+        find_videos([tmp_path / "inbox" / "pipe.mp4"])
+    (job,) = plan_jobs([tmp_path / "inbox" / "pipe.mp4"], results, model_version=lambda: "model-1", settings=Settings())
+    assert job.fault == "this is a pipe or a device, not a file; name a video or a folder of videos."
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path, caplog):
+    """Seen to fail: it was passed over in silence."""
+    video = touch(tmp_path / "a.mp4")
+    here = os.open(tmp_path, os.O_RDONLY)
+    # A path longer than the system takes, which also the administrator cannot read.
+    for _ in range(20):
+        os.mkdir("x" * 250, dir_fd=here)
+        here, above = os.open("x" * 250, os.O_RDONLY, dir_fd=here), here
+        os.close(above)
+    os.close(here)
+    try:
+        assert find_videos([tmp_path]) == find_videos([tmp_path]) == [video]
+    finally:
+        shutil.rmtree(tmp_path)
+    (said,) = [record.message for record in caplog.records]
+    assert said.endswith("xxx: this folder cannot be read (File name too long); what is in it is passed over.")
+
+
+def test_of_several_sources_one_that_is_not_there_is_told_in_its_turn(tmp_path, results):
+    """Seen to fail: none of the others was analysed, as after a Retry of a run whose finished files were moved."""
+    gone, video = tmp_path / "gone.mp4", touch(tmp_path / "a.mp4")
+    assert find_videos([gone, video]) == [gone, video]
+    jobs = list(plan_jobs([gone, video], results, model_version=lambda: "model-1", settings=Settings()))
+    assert [(job.source.name, job.fault) for job in jobs] == [("gone.mp4", "there is no such file."), ("a.mp4", None)]
+    with pytest.raises(ConfigError, match=r"gone\.mp4: there is no such file or folder; check the name\."):
+        find_videos([gone, gone, tmp_path / "gone, too.mp4"])
+
+
+def test_a_result_that_is_about_to_be_replaced_is_nobodys_but_stays(tmp_path, results):
+    video = touch(tmp_path / "a.mp4")
+    (job,) = plan_jobs([video], results, model_version=lambda: "model-1", settings=Settings())
+    job.close()
+    earlier = finish(results, job.video_id)
+    (job,) = plan_jobs([video], results, model_version=lambda: "model-1", settings=Settings(max_fps=5))
+    job.close()
+    assert job.outdated == earlier
+    assert read_video(results.rows("videos", job.video_id)) == dataclasses.replace(earlier, settings_hash="")
+    assert plan([video], results) == [("a.mp4", False)]
 
 
 def test_the_version_is_asked_for_when_a_videos_turn_comes(tmp_path, results):

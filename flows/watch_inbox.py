@@ -77,10 +77,10 @@ def watch_inbox(
             get_run_logger().warning(sentence)
         while files:
             of_these = runs.analyze(files)
-            if not deployment:
+            if of_these is not None:
                 watcher.account(files, of_these)
+                fates |= of_these
             seen += files
-            fates |= of_these
             files = watcher.take()
     except FerflowError as error:
         return Failed(message=str(error), data=error)

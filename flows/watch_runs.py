@@ -54,7 +54,7 @@ class PlainRuns:
         """They always can."""
 
     def stop(self) -> None:
-        """End the run that is under way, and every later one."""
+        """End the runs that are under way, and every later one."""
         self._stop.set()
 
     def unfinished(self) -> None:
@@ -91,16 +91,17 @@ class FlowRuns(PlainRuns):
         import flows.analyze_videos  # noqa: F401
 
         super().__init__(settings)
-        self._stop_of_run = threading.Event()
+        self._stops: list[threading.Event] = []
 
     def ready(self) -> None:
         """See whether the server answers."""
         find_server()
 
     def stop(self) -> None:
-        """End the run that is under way, and every later one."""
+        """End the runs that are under way, and every later one."""
         super().stop()
-        self._stop_of_run.set()
+        for stop in [*self._stops]:
+            stop.set()
 
     def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
         """Run the flow and wait for its end."""
@@ -115,17 +116,21 @@ class FlowRuns(PlainRuns):
         from flows.analyze_videos import analyze_as_deployed
 
         # Of each run its own: whoever cancels one sets it too.
-        self._stop_of_run = threading.Event()
+        stop = threading.Event()
+        self._stops.append(stop)
         if self._stop.is_set():
-            self._stop_of_run.set()
-        return analyze_as_deployed(
-            sources,
-            results,
-            settings=self._settings.settings,
-            workers=self._settings.workers,
-            ray=self._settings.ray,
-            stop=self._stop_of_run,
-        )
+            stop.set()
+        try:
+            return analyze_as_deployed(
+                sources,
+                results,
+                settings=self._settings.settings,
+                workers=self._settings.workers,
+                ray=self._settings.ray,
+                stop=stop,
+            )
+        finally:
+            self._stops.remove(stop)
 
 
 class Subflows(FlowRuns):
@@ -154,7 +159,7 @@ class DeploymentRuns:
         find_server()
         self._deployment_id()
 
-    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
+    def analyze(self, files: Sequence[StoredFile]) -> None:
         """Ask for one run over those that no unfinished run is about; what becomes of them the results will say."""
         from prefect.deployments import run_deployment
 
@@ -169,7 +174,6 @@ class DeploymentRuns:
                 "workers": self._settings.workers,
             }
             run_deployment(self._settings.deployment, parameters=parameters, timeout=0)
-        return {}
 
     def unfinished(self) -> set[str]:
         """The videos of every run that has not ended, also of those that somebody else asked for."""

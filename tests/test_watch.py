@@ -55,7 +55,7 @@ class Counted:
     def ready(self) -> None:
         self.runs.ready()
 
-    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
+    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate] | None:
         self.batches.append([file.path.name for file in files])
         return self.runs.analyze(files)
 
@@ -353,6 +353,50 @@ def test_a_run_that_breaks_off_does_not_end_the_watch(clips, tmp_path, monkeypat
     assert watch.said == ["the disk is full. What was not finished is tried again later."]
 
 
+@dataclass
+class Slow(Stumbling):
+    """Runs that end when they are let."""
+
+    ends: threading.Event = field(default_factory=threading.Event)
+    running: int = 0
+    most: int = 0
+
+    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.ends.wait()
+        self.running -= 1
+        return {str(file.path): "done" for file in files}
+
+    def stop(self) -> None:
+        self.ends.set()
+
+
+def test_while_a_run_is_under_way_what_comes_later_is_one_further_run_beside_it(clips, tmp_path):
+    """Seen to fail: with runs in the thread that watches, what came later waited for the end of the first."""
+    slow = Slow()
+    with watching(tmp_path, runs=slow, after="move") as watch:
+        watch.drop(clips[0])
+        eventually(lambda: len(watch.batches) == 1, "the first run")
+        for clip in clips[1:5]:
+            watch.drop(clip)
+        eventually(lambda: len(watch.batches) == 2, "the second beside it")
+        watch.drop(clips[5])
+        for_a_while(6)
+        assert [*map(sorted, watch.batches)] == [[clips[0].name], [clip.name for clip in clips[1:5]]]
+        assert names(tmp_path / "done") == []
+        slow.ends.set()
+        eventually(lambda: len(names(tmp_path / "done")) == 6, "all of them to be done and moved")
+    assert (sorted(map(len, watch.batches)), slow.most) == ([1, 1, 4], 2)
+
+
+def test_a_run_that_ends_as_the_watch_is_stopped_is_accounted_for(clips, tmp_path):
+    with watching(tmp_path, runs=Slow(), after="move") as watch:
+        watch.drop(clips[0])
+        eventually(lambda: watch.batches, "the run")
+    assert names(tmp_path / "done") == [clips[0].name]
+
+
 def test_while_no_run_can_begin_videos_wait_and_that_is_said_once(clips, tmp_path, monkeypatch):
     monkeypatch.setattr("flows.watcher._RETRY_SECONDS", 0.5)
     with watching(tmp_path, runs=Stumbling(refusals=4)) as watch:
@@ -571,6 +615,30 @@ def test_a_run_that_somebody_cancels_is_not_begun_again(server, make_video, astr
         eventually(lambda: rows(watch.results) == {clips[0].name: "done"}, "the next video")
         shutil.copy(clips[1], watch.inbox / "long.mp4")
         eventually(lambda: len(rows(watch.results)) == 2, "the same with other bytes")
+
+
+def test_a_clip_does_not_wait_for_a_long_video_and_who_cancels_one_run_stops_that_one(
+    server, make_video, astronaut, clips, tmp_path
+):
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    small = {"image": np.ascontiguousarray(astronaut[:256, 96:352]), "options": {"preset": "ultrafast"}}
+    make_video(inbox / "long.mp4", frame_count=12_000, fps=30, **small)
+    other = make_video(tmp_path / "other.mp4", frame_count=6_000, fps=30, **small)
+    before = len(runs_on(server))
+    with command(tmp_path, server.environment) as watch:
+        eventually(lambda: list((watch.results / ".claims").glob("*.0")), "work to begin")
+        shutil.copy(clips[0], inbox)
+        eventually(lambda: rows(watch.results) == {clips[0].name: "done"}, "the clip, while the other is at work")
+        shutil.copy(other, inbox)
+        running = lambda: [run for run in runs_on(server, before) if run["state"]["type"] == "RUNNING"]  # noqa: E731
+        long, later = eventually(lambda: len(running()) == 2 and running(), "two at once")
+        server.ask(f"flow_runs/{later['id']}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+        eventually(lambda: "is left alone until its file changes" in watch.said, "a sentence")
+        assert [run["id"] for run in running()] == [long["id"]]
+        eventually(lambda: rows(watch.results).get("long.mp4") == "done", "the first")
+        assert watch.said.count("is left alone") == 1
+    assert sorted(rows(watch.results)) == [clips[0].name, "long.mp4"]
 
 
 @pytest.mark.fault("the watch is killed with -9 in the middle of a video", "the next does it, once")

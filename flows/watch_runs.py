@@ -1,6 +1,7 @@
 """new videos -> a run over them: in this process, as a flow run of it, or by the workers of a deployment"""
 
 import itertools
+import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from flows.report import Report
+
+logger = logging.getLogger(__name__)
 
 Outcome = tuple[Job, VideoSummary | None]
 """A video and what became of it; None where nothing was done about it: a copy of another, or in another run."""
@@ -139,8 +142,8 @@ class Subflows(FlowRuns):
     def _run_flow(self, sources: list[str], results: str) -> Iterable[Outcome]:
         from flows.analyze_videos import analyze_on_server
 
-        settings, workers = self._settings.settings, self._settings.workers
-        return analyze_on_server(sources, results, settings=settings, force=False, workers=workers)
+        settings, workers, ray = self._settings.settings, self._settings.workers, self._settings.ray
+        return analyze_on_server(sources, results, settings=settings, force=False, workers=workers, ray=ray)
 
 
 class DeploymentRuns:
@@ -150,6 +153,7 @@ class DeploymentRuns:
         """Nothing is begun."""
         self._settings = settings
         self._began_at = datetime.now(UTC)
+        self._cannot_be_sent: set[str] = set()
 
     def stop(self) -> None:
         """They go on: they are not this process's."""
@@ -164,8 +168,12 @@ class DeploymentRuns:
         from prefect.deployments import run_deployment
 
         unfinished = self.unfinished()
-        sources = [str(file.path) for file in files if str(file.path) not in unfinished]
-        if sources:
+        paths = [str(file.path) for file in files]
+        # A server takes text; what is not sent is looked at again later, and may have another name then.
+        for path in {path for path in paths if utf8(path) != path} - self._cannot_be_sent:
+            logger.warning("%s: a Prefect server cannot be told this name, which is not UTF-8; rename it.", utf8(path))
+            self._cannot_be_sent.add(path)
+        if sources := [path for path in paths if path not in unfinished | self._cannot_be_sent]:
             parameters = {
                 "sources": sources,
                 "results": str(absolute(place(self._settings.results))),
@@ -194,9 +202,8 @@ class DeploymentRuns:
             state=filters.FlowRunFilterState(
                 type=filters.FlowRunFilterStateType(any_=[StateType(name) for name in states])
             ),
-            expected_start_time=None
-            if since is None
-            else filters.FlowRunFilterExpectedStartTime.model_validate({"after_": since}),
+            # Its end, not its beginning: it may have been sent by an earlier watch.
+            end_time=None if since is None else filters.FlowRunFilterEndTime.model_validate({"after_": since}),
         )
         found: set[str] = set()
         with get_client(sync_client=True) as client:

@@ -103,14 +103,14 @@ def analyze_videos(
 
 
 def analyze_on_server(
-    sources: list[str], results: str, *, settings: Settings, force: bool, workers: int | None
+    sources: list[str], results: str, *, settings: Settings, force: bool, workers: int | None, ray: str = ""
 ) -> list[Outcome]:
     """Run the flow in this process, on the Prefect server that is configured, and give what became of each video.
 
     Raises:
         ConfigError: no server is configured, none answers, or it wants a password.
     """
-    outcomes: list[Outcome] = result_on_server(analyze_videos, sources, results, settings, force, workers or 0)
+    outcomes: list[Outcome] = result_on_server(analyze_videos, sources, results, settings, force, workers or 0, ray)
     return outcomes
 
 

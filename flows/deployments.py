@@ -51,6 +51,9 @@ def offers(folder: str, watching: WatchSettings) -> tuple[Offer, ...]:
     videos: dict[str, Any] = {"sources": watching.sources, "results": watching.results}
     if watching.settings != load_settings(None):
         videos["settings"] = watching.settings.model_dump(mode="json")
+    analysis = {**videos, **_changed(watching, "workers", "ray")}
+    of_watch = "after", "done_folder", "failed_folder", "redo_outdated", "videos_per_run", "deployment"
+    looking = {**analysis, **_changed(watching, *of_watch)}
     faces = {"settings": {"labelled": f"{folder}/labelled", "data": f"{folder}/fer2013"}}
     return (
         Offer(
@@ -60,7 +63,7 @@ def offers(folder: str, watching: WatchSettings) -> tuple[Offer, ...]:
             "or a whole folder. Writes tables, a copy of each video with boxes and labels, and a picture of its "
             "timeline. What was done before is not done again.",
             tags=("videos",),
-            parameters=videos,
+            parameters=analysis,
         ),
         Offer(
             name="watch-inbox",
@@ -68,7 +71,7 @@ def offers(folder: str, watching: WatchSettings) -> tuple[Offer, ...]:
             description="Looks once for new videos in the inbox and analyses them. While `ferflow up` or `ferflow "
             "watch` runs, nobody needs to start this: new videos are found by themselves.",
             tags=("videos",),
-            parameters=videos,
+            parameters=looking,
         ),
         Offer(
             name="train-emotion-model",
@@ -106,6 +109,12 @@ def offers(folder: str, watching: WatchSettings) -> tuple[Offer, ...]:
             cron="30 3 * * *",
         ),
     )
+
+
+def _changed(watching: WatchSettings, *names: str) -> dict[str, Any]:
+    """Settings of a watch that are other than usual; for the usual ones the flow's own default stands."""
+    usual = load_watch_settings(None)
+    return {name: getattr(watching, name) for name in names if getattr(watching, name) != getattr(usual, name)}
 
 
 def registered(offer: Offer) -> "RunnerDeployment":

@@ -31,8 +31,8 @@ from prefect.states import Cancelled, Completed, Failed
 from ferflow.errors import StoppedError
 from ferflow.records import VideoSummary
 from ferflow.sources import Job
-from ferflow.storage import Results
-from flows.more_hands import ask_for_hands
+from ferflow.storage import Results, utf8
+from flows.more_hands import ask_for_hands, send_home
 from flows.report import describe
 from flows.video_page import describe_video, page_key
 
@@ -90,6 +90,7 @@ class RunPage:
         self._at_work: dict[Job, tuple[str, int, int | None]] = {}
         self._untold: deque[Outcome] = deque()
         self._asked_for: set[str] = set()
+        self._hands: list[UUID] = []
         self._pages: dict[str, UUID] = {}
         self._progress_id: UUID | None = None
         self._shown = ""
@@ -183,7 +184,12 @@ class RunPage:
             if not self._stop.is_set() and self._is_cancelled(client):
                 self._logger.info("Somebody cancelled this run: it stops.")
                 self._stop.set()
-            self._ask_for_hands(client)
+            if self._stop.is_set():
+                while self._hands:
+                    send_home(client, self._hands[-1])
+                    self._hands.pop()
+            else:
+                self._ask_for_hands(client)
             self._tell_progress(client)
             self._tell_pages(client)
         except Exception as error:
@@ -197,7 +203,8 @@ class RunPage:
             if stage == "faces" and expected is not None and job.video_id not in self._asked_for:
                 # If that fails, the next look asks once more; the server begins none of the runs twice.
                 if hands := ask_for_hands(client, self._run_id, job, expected):
-                    self._logger.info("%s: long; further runs that take a share in it: %d", job.source.name, hands)
+                    self._logger.info("%s: long; further runs that take a share in it: %d", _name(job), len(hands))
+                    self._hands += hands
                 self._asked_for.add(job.video_id)
 
     def _is_cancelled(self, client: "SyncPrefectClient") -> bool:
@@ -213,7 +220,7 @@ class RunPage:
         percent = 100 * min((done + sum(shares.values())) / max(self._count, 1), 1.0)
         text = f"{done} of {self._count} videos, {frames:,} frames looked at."
         if at_work:
-            text += " Now: " + ", ".join(f"{job.source.name} ({100 * share:.0f} %)" for job, share in shares.items())
+            text += " Now: " + ", ".join(f"{_name(job)} ({100 * share:.0f} %)" for job, share in shares.items())
         now = time.monotonic()
         pause = min(_TOLD_EVERY_SHARE * (now - self._began_at), _LONGEST_UNTOLD_SECONDS)
         if text == self._shown or (now - self._told_at < pause and not self._ended.is_set()):
@@ -239,7 +246,7 @@ class RunPage:
                     key=key,
                     type="markdown",
                     data=describe_video(summary, self._results),
-                    description=job.source.name,
+                    description=_name(job),
                     flow_run_id=self._run_id,
                 )
                 self._pages[key] = client.create_artifact(page).id
@@ -264,11 +271,17 @@ class RunPage:
 
 def _let_ferflow_speak() -> None:
     """Let what ferflow itself logs be among the run's logs."""
-    logger = logging.getLogger("ferflow")
-    if not any(isinstance(handler, APILogHandler) for handler in logger.handlers):
-        logger.addHandler(APILogHandler())
-    if logger.getEffectiveLevel() > logging.INFO:
-        logger.setLevel(logging.INFO)
+    for name in ("ferflow", "models"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(handler, APILogHandler) for handler in logger.handlers):
+            logger.addHandler(APILogHandler())
+        if logger.getEffectiveLevel() > logging.INFO:
+            logger.setLevel(logging.INFO)
+
+
+def _name(job: Job) -> str:
+    """A video's name as text, which is all that a server takes."""
+    return utf8(job.source.name)
 
 
 def _share(stage: str, done: int, expected: int | None) -> float:
@@ -284,11 +297,11 @@ def _outcome(job: Job, summary: VideoSummary | None) -> str:
 
 
 def _row(job: Job, summary: VideoSummary | None, page_id: UUID | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"video": job.source.name, "outcome": _outcome(job, summary)}
+    row: dict[str, Any] = {"video": _name(job), "outcome": _outcome(job, summary)}
     if job.is_elsewhere:
         return row | {"note": "another run is at work on it"}
     if summary is None:
-        return row | {"note": f"the same content as {job.copy_of}, whose result stands for both"}
+        return row | {"note": f"the same content as {utf8(str(job.copy_of))}, whose result stands for both"}
     info = summary.info
     return row | {
         "note": summary.error or "",

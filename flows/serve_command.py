@@ -37,13 +37,11 @@ def run(args: argparse.Namespace) -> int:
     find_server()
     from prefect.runner import Runner
 
-    from flows.automations import ship_automations
     from flows.deployments import keep_forms_current, offers, refresh_forms, registered
 
     runner = Runner(pause_on_shutdown=False, limit=_RUNS_AT_A_TIME)
     for offer in offers(str(Path.cwd()), watching):
         runner.add_deployment(registered(offer))
-    ship_automations()
     refresh_forms()
     threading.Thread(target=keep_forms_current, name="forms", daemon=True).start()
     asyncio.run(runner.start())

@@ -74,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
             # Always of this machine alone: it asks for no password.
             port = free_port(THIS_MACHINE[0], PORTS)
             start("the viewer", "view", "--port", str(port))
-            _say(_welcome(f"http://{THIS_MACHINE[0]}:{port}", page, watching, state))
+            viewer = f"http://{THIS_MACHINE[0]}:{port}"
+            # One that takes longer is there later; why, its log tells.
+            _wait_for(f"{viewer}/_stcore/health", processes, stop)
+            _say(_welcome(viewer, page, watching, state))
         while not stop.is_set():
             time.sleep(_LOOK_SECONDS)
             processes.tend()
@@ -113,12 +116,8 @@ def _start_server(host: str, port: int | None, state: Path, processes: Processes
     log = state / "server.log"
     processes.start(Service("Prefect's server", command, environment, log))
     _say("Starting; the first time this takes half a minute ...")
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not stop.is_set() and not _answers(f"{page}/api/health"):
-        if time.monotonic() > deadline:
-            raise ConfigError(f"{page}: Prefect's server does not answer; {log} tells why.")
-        time.sleep(_LOOK_SECONDS)
-        processes.tend()
+    if not _wait_for(f"{page}/api/health", processes, stop):
+        raise ConfigError(f"{page}: Prefect's server does not answer; {log} tells why.")
     return page
 
 
@@ -158,6 +157,17 @@ def _stopping() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _wait_for(url: str, processes: Processes, stop: threading.Event) -> bool:
+    """Wait until an address answers, or somebody stops it all; False if it does not for long."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not stop.is_set() and not _answers(url):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LOOK_SECONDS)
+        processes.tend()
+    return True
 
 
 def _answers(url: str) -> bool:

@@ -1,6 +1,7 @@
 """`ferflow watch` -> videos that arrive in a folder or a bucket are analysed, until Ctrl-C"""
 
 import argparse
+import contextlib
 import signal
 import sys
 import threading
@@ -49,10 +50,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _reconcile() -> None:
-    """Say of dead runs that they are dead, now and then."""
+    """Say of dead runs that they are dead, now and then; and have the server say so where no watch runs."""
+    from flows.automations import ship_automations
     from flows.reconcile import reconcile_runs
 
+    is_shipped = False
     while True:
+        if not is_shipped:
+            with contextlib.suppress(Exception):  # The server is away; the next time it may be there.
+                ship_automations()
+                is_shipped = True
         reconcile_runs()
         threading.Event().wait(_RECONCILE_SECONDS)
 

@@ -37,6 +37,7 @@ def watch_inbox(
     workers: Annotated[int, Field(ge=0)] = _DEFAULTS.workers,
     videos_per_run: Annotated[int, Field(ge=1)] = _DEFAULTS.videos_per_run,
     deployment: str = _DEFAULTS.deployment,
+    ray: str = _DEFAULTS.ray,
 ) -> State[Any]:
     """Look once for new videos in the inbox and analyse them. Meant for a schedule; `ferflow watch` looks all the time.
 
@@ -51,6 +52,7 @@ def watch_inbox(
         workers: Videos at a time; 0 is one for each processor.
         videos_per_run: The most videos in one run; more become several.
         deployment: Analyse on the workers of a deployment, such as analyze-videos/analyze-videos; empty for here.
+        ray: Ray cluster to work on, for example ray://head:10001; leave it empty to work on this machine.
     """
     said: list[str] = []
     seen: list[StoredFile] = []
@@ -68,6 +70,7 @@ def watch_inbox(
             workers=workers,
             videos_per_run=videos_per_run,
             deployment=deployment,
+            ray=ray,
         )
         runs = DeploymentRuns(watching) if deployment else Subflows(watching)
         runs.ready()
@@ -77,10 +80,10 @@ def watch_inbox(
             get_run_logger().warning(sentence)
         while files:
             of_these = runs.analyze(files)
-            if not deployment:
+            if of_these is not None:
                 watcher.account(files, of_these)
+                fates |= of_these
             seen += files
-            fates |= of_these
             files = watcher.take()
     except FerflowError as error:
         return Failed(message=str(error), data=error)

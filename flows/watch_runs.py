@@ -1,6 +1,7 @@
 """new videos -> a run over them: in this process, as a flow run of it, or by the workers of a deployment"""
 
 import itertools
+import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from flows.report import Report
+
+logger = logging.getLogger(__name__)
 
 Outcome = tuple[Job, VideoSummary | None]
 """A video and what became of it; None where nothing was done about it: a copy of another, or in another run."""
@@ -54,7 +57,7 @@ class PlainRuns:
         """They always can."""
 
     def stop(self) -> None:
-        """End the run that is under way, and every later one."""
+        """End the runs that are under way, and every later one."""
         self._stop.set()
 
     def unfinished(self) -> None:
@@ -91,16 +94,17 @@ class FlowRuns(PlainRuns):
         import flows.analyze_videos  # noqa: F401
 
         super().__init__(settings)
-        self._stop_of_run = threading.Event()
+        self._stops: list[threading.Event] = []
 
     def ready(self) -> None:
         """See whether the server answers."""
         find_server()
 
     def stop(self) -> None:
-        """End the run that is under way, and every later one."""
+        """End the runs that are under way, and every later one."""
         super().stop()
-        self._stop_of_run.set()
+        for stop in [*self._stops]:
+            stop.set()
 
     def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
         """Run the flow and wait for its end."""
@@ -115,17 +119,21 @@ class FlowRuns(PlainRuns):
         from flows.analyze_videos import analyze_as_deployed
 
         # Of each run its own: whoever cancels one sets it too.
-        self._stop_of_run = threading.Event()
+        stop = threading.Event()
+        self._stops.append(stop)
         if self._stop.is_set():
-            self._stop_of_run.set()
-        return analyze_as_deployed(
-            sources,
-            results,
-            settings=self._settings.settings,
-            workers=self._settings.workers,
-            ray=self._settings.ray,
-            stop=self._stop_of_run,
-        )
+            stop.set()
+        try:
+            return analyze_as_deployed(
+                sources,
+                results,
+                settings=self._settings.settings,
+                workers=self._settings.workers,
+                ray=self._settings.ray,
+                stop=stop,
+            )
+        finally:
+            self._stops.remove(stop)
 
 
 class Subflows(FlowRuns):
@@ -134,8 +142,8 @@ class Subflows(FlowRuns):
     def _run_flow(self, sources: list[str], results: str) -> Iterable[Outcome]:
         from flows.analyze_videos import analyze_on_server
 
-        settings, workers = self._settings.settings, self._settings.workers
-        return analyze_on_server(sources, results, settings=settings, force=False, workers=workers)
+        settings, workers, ray = self._settings.settings, self._settings.workers, self._settings.ray
+        return analyze_on_server(sources, results, settings=settings, force=False, workers=workers, ray=ray)
 
 
 class DeploymentRuns:
@@ -145,6 +153,7 @@ class DeploymentRuns:
         """Nothing is begun."""
         self._settings = settings
         self._began_at = datetime.now(UTC)
+        self._cannot_be_sent: set[str] = set()
 
     def stop(self) -> None:
         """They go on: they are not this process's."""
@@ -154,13 +163,17 @@ class DeploymentRuns:
         find_server()
         self._deployment_id()
 
-    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
+    def analyze(self, files: Sequence[StoredFile]) -> None:
         """Ask for one run over those that no unfinished run is about; what becomes of them the results will say."""
         from prefect.deployments import run_deployment
 
         unfinished = self.unfinished()
-        sources = [str(file.path) for file in files if str(file.path) not in unfinished]
-        if sources:
+        paths = [str(file.path) for file in files]
+        # A server takes text; what is not sent is looked at again later, and may have another name then.
+        for path in {path for path in paths if utf8(path) != path} - self._cannot_be_sent:
+            logger.warning("%s: a Prefect server cannot be told this name, which is not UTF-8; rename it.", utf8(path))
+            self._cannot_be_sent.add(path)
+        if sources := [path for path in paths if path not in unfinished | self._cannot_be_sent]:
             parameters = {
                 "sources": sources,
                 "results": str(absolute(place(self._settings.results))),
@@ -169,7 +182,6 @@ class DeploymentRuns:
                 "workers": self._settings.workers,
             }
             run_deployment(self._settings.deployment, parameters=parameters, timeout=0)
-        return {}
 
     def unfinished(self) -> set[str]:
         """The videos of every run that has not ended, also of those that somebody else asked for."""
@@ -190,9 +202,8 @@ class DeploymentRuns:
             state=filters.FlowRunFilterState(
                 type=filters.FlowRunFilterStateType(any_=[StateType(name) for name in states])
             ),
-            expected_start_time=None
-            if since is None
-            else filters.FlowRunFilterExpectedStartTime.model_validate({"after_": since}),
+            # Its end, not its beginning: it may have been sent by an earlier watch.
+            end_time=None if since is None else filters.FlowRunFilterEndTime.model_validate({"after_": since}),
         )
         found: set[str] = set()
         with get_client(sync_client=True) as client:

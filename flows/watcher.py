@@ -1,11 +1,13 @@
 """folders and buckets, looked at again and again -> runs over the videos that are new and whole in them"""
 
 import contextlib
+import contextvars
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -26,6 +28,11 @@ logger = logging.getLogger(__name__)
 _RETRY_SECONDS = 5.0
 # Between two tries to begin a run where that is not possible, and between two questions for runs elsewhere.
 _LONGEST_WAIT_SECONDS = 3600.0
+_RUNS_AT_ONCE = 2
+# Each has processes of its own, as many as `workers` says, and they stay: two make the memory twice as large.
+_SECONDS_APART = 3.0
+# As long as a file takes to settle and to be gathered: what is dropped at once is one run, and what comes later waits
+# no longer than it would anyway.
 _LEFT = "What was not finished is left alone until its file changes, somebody starts it, or the watch starts anew."
 
 Fate = Literal["done", "failed"]
@@ -43,8 +50,11 @@ class Runs(Protocol):
         """
         ...
 
-    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
-        """Analyse videos, and tell by their path what became of those that are dealt with.
+    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate] | None:
+        """Analyse videos, and tell by their path what became of those that are dealt with; from several threads.
+
+        Returns:
+            None where runs elsewhere do it: what becomes of the videos the results will say.
 
         Raises:
             Exception: whatever ended the run.
@@ -52,11 +62,11 @@ class Runs(Protocol):
         ...
 
     def stop(self) -> None:
-        """End the run that is under way, if it is one of this process, and every later one; from any thread."""
+        """End the runs that are under way, if they are of this process, and every later one; from any thread."""
         ...
 
     def unfinished(self) -> set[str] | None:
-        """Paths of videos that runs elsewhere have not finished; None where `analyze` waits for its run to end."""
+        """Paths of videos that runs elsewhere have not finished; None where there are none elsewhere."""
         ...
 
     def cancelled(self) -> set[str]:
@@ -65,7 +75,15 @@ class Runs(Protocol):
 
 
 class Watcher:
-    """Finds new videos and has them analysed, each content once; what is done is known from the results."""
+    """Finds new videos and has them analysed, each content once; what is done is known from the results.
+
+    While a run is under way the watch goes on looking, and what comes meanwhile has a run of its own beside it: a clip
+    does not wait for an hour of video. So that a thousand files are still a few runs, no more than two run at once, the
+    second begins some seconds after the first and takes all that is waiting, and each takes as much as a run may.
+    Runs have a thread each and share the processors by the system's turns; all else, above all who has which file, is
+    done by the thread that watches, so that a file is in one run alone, and whoever cancels a run stops that one. Of
+    copies in two runs one is claimed by the other, as between two watches, and is asked for again later.
+    """
 
     def __init__(
         self,
@@ -103,7 +121,8 @@ class Watcher:
             may_grow=may_grow,
         )
         self._sweeps_at = dict.fromkeys(self.sources, -math.inf)
-        self._runs_at = self._asks_at = -math.inf
+        self._runs_at = self._asks_at = self._began_at = -math.inf
+        self._under_way: dict[Future[Mapping[str, Fate] | None], Sequence[StoredFile]] = {}
         self._is_outdated = True
         self._model_version: str | None = None
         self._perhaps_known: dict[str, tuple[str, Mapping[str, Fate]]] = {}
@@ -113,16 +132,18 @@ class Watcher:
 
     def watch(self) -> None:
         """Go on until `stop` is called; what goes wrong is said and tried again later."""
-        with self._events:
+        with self._events, ThreadPoolExecutor(_RUNS_AT_ONCE, thread_name_prefix="run") as threads:
             while not self._stop.is_set():
                 try:
                     self.notice(self._events.wait(self._seconds_to_wait()))
-                    if files := self.take():
-                        self.analyze(files)
+                    self._hear_of_ended_runs()
+                    if time.monotonic() >= self._begins_at() and (files := self.take()):
+                        self._begin(files, threads)
                 except Exception as error:  # Nobody foresaw it; the watch goes on, and a sweep finds what was missed.
                     logger.exception("The watch stumbled.")
                     self._tell("watch", f"An error that nobody foresaw: {error!r}. The watch goes on.")
                     self._stop.wait(_RETRY_SECONDS)
+        self._hear_of_ended_runs()
 
     def stop(self) -> None:
         """Let `watch` come back soon; may be called by another thread or from a signal's handler."""
@@ -184,11 +205,29 @@ class Watcher:
             self._tell_no_more("runs", "Videos are analysed again.")
         return files
 
-    def analyze(self, files: Sequence[StoredFile]) -> None:
-        """Run over files that `take` gave; what nothing came of is tried again later."""
-        fates: Mapping[str, Fate] = {}
+    def _begins_at(self) -> float:
+        """When a run may begin beside those that are under way."""
+        if not self._under_way:
+            return -math.inf
+        return math.inf if len(self._under_way) >= _RUNS_AT_ONCE else self._began_at + _SECONDS_APART
+
+    def _begin(self, files: Sequence[StoredFile], threads: Executor) -> None:
+        """Run over files that `take` gave."""
+        # In a copy of this thread's context: by it Prefect knows its settings.
+        run = threads.submit(contextvars.copy_context().run, self._runs.analyze, files)
+        self._under_way[run] = files
+        self._began_at = time.monotonic()
+        run.add_done_callback(lambda _: self._events.wake())
+
+    def _hear_of_ended_runs(self) -> None:
+        for run in [run for run in self._under_way if run.done()]:
+            self._hear_of_run(run, self._under_way.pop(run))
+
+    def _hear_of_run(self, run: "Future[Mapping[str, Fate] | None]", files: Sequence[StoredFile]) -> None:
+        """What nothing came of is tried again later."""
+        fates: Mapping[str, Fate] | None = {}
         try:
-            fates = self._runs.analyze(files)
+            fates = run.result()
         except StoppedError as error:
             if self._stop.is_set():
                 return
@@ -202,9 +241,8 @@ class Watcher:
             self._tell("a run", f"{error} What was not finished is tried again later.")
         else:
             self._said.pop("a run", None)
-            if self._runs.unfinished() is not None:
-                return
-        self.account(files, fates)
+        if fates is not None:
+            self.account(files, fates)
 
     def account(self, files: Iterable[StoredFile], fates: Mapping[str, Fate]) -> None:
         """What became of files that `take` gave; those of which nothing is said are tried again later."""
@@ -224,9 +262,15 @@ class Watcher:
             self._inbox.done(file)
         self._is_outdated = True
 
+    @property
+    def _sent(self) -> list[StoredFile]:
+        """The files in work that no run of this process is at."""
+        at_work = {str(file.path) for files in self._under_way.values() for file in files}
+        return [file for file in self._inbox.in_work if str(file.path) not in at_work]
+
     def _follow(self, now: float) -> None:
         """Ask what became of videos that were sent elsewhere."""
-        in_work = self._inbox.in_work
+        in_work = self._sent
         if not in_work or now < self._asks_at:
             return
         self._asks_at = now + _RETRY_SECONDS
@@ -332,8 +376,8 @@ class Watcher:
 
     def _seconds_to_wait(self) -> float:
         now = time.monotonic()
-        times = [*self._sweeps_at.values(), max(self._inbox.next_at(now), self._runs_at)]
-        if self._inbox.in_work:
+        times = [*self._sweeps_at.values(), max(self._inbox.next_at(now), self._runs_at, self._begins_at())]
+        if self._sent:
             times.append(self._asks_at)
         return min(max(min(times) - now, 0.0), _LONGEST_WAIT_SECONDS)
 

@@ -12,7 +12,7 @@ from ferflow.child_process import Progress
 from ferflow.config import Settings
 from ferflow.rows import read_faces, read_video
 from ferflow.sources import Job
-from ferflow.storage import Results
+from ferflow.storage import Results, utf8
 from models.apart import analyze_apart, annotate_apart
 from tasks.faults import can_pass, can_stop
 
@@ -64,4 +64,4 @@ def summarize_video(
 
 
 def _log(job: Job, what: str, started: float) -> None:
-    get_run_logger().info("%s: %s in %.1f s", job.source.name, what, time.monotonic() - started)
+    get_run_logger().info("%s: %s in %.1f s", utf8(job.source.name), what, time.monotonic() - started)

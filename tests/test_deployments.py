@@ -90,6 +90,17 @@ def test_a_model_that_a_watch_names_by_its_folder_can_be_chosen(tmp_path):
     assert form_of(offer)["definitions"]["Settings"]["properties"]["model"]["enum"][-1] == "/models/mine"
 
 
+def test_what_a_watch_is_told_is_filled_in_where_the_form_has_a_field_for_it():
+    """Seen to fail: only the places and the settings of the analysis were."""
+    told = {"workers": 3, "ray": "ray://head:10001", "after": "move", "deployment": "analyze-videos/analyze-videos"}
+    by_name = {offer.name: offer for offer in offers("/data", load_watch_settings(None, **told))}
+    analyze, look = by_name["analyze-videos"], by_name["watch-inbox"]
+    assert {name: analyze.parameters.get(name) for name in told} == told | {"after": None, "deployment": None}
+    assert {name: look.parameters.get(name) for name in told} == told
+    for offer in (analyze, look):
+        flow_of(offer).validate_parameters(dict(offer.parameters))
+
+
 def test_completing_a_form_twice_changes_nothing():
     form = form_of(OFFERS[0])
     assert complete(form, OFFERS[0].parameters, ["fer-small-1"]) == form
@@ -114,7 +125,9 @@ def test_prefect_yaml_says_the_same():
             "parameters": dict(offer.parameters),
             "work_pool": {
                 "name": "ferflow",
-                "job_variables": {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}},
+                "job_variables": {
+                    "env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500"}
+                },
             },
         }
         if offer.cron:

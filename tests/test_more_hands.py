@@ -1,10 +1,12 @@
 """A long video that a worker of a pool has begun: further runs are begun on it, for the other workers."""
 
 import contextlib
+import contextvars
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 from prefect_server import Server, end, eventually
 
 from ferflow.sources import Job
-from flows.more_hands import ask_for_hands
+from flows.more_hands import ask_for_hands, send_home
 
 ROOT = Path(__file__).parents[1]
 PREFECT = [sys.executable, "-m", "prefect"]
@@ -52,7 +54,8 @@ def make_pool(client: Any, name: str, *, workers: int) -> str:
 
 
 def others(client: Any, run: Any) -> list[Any]:
-    return [other for other in client.read_flow_runs() if other.flow_id == run.flow_id and other.id != run.id]
+    runs = client.read_flow_runs()
+    return [other for other in runs if other.deployment_id == run.deployment_id and other.id != run.id]
 
 
 @pytest.fixture
@@ -63,30 +66,84 @@ def job() -> Job:
 
 def test_there_is_one_for_each_other_worker_and_each_ten_minutes(client, job):
     run = begin(client, make_pool(client, "three", workers=3))
-    assert ask_for_hands(client, run.id, job, HOUR) == 2
+    assert len(ask_for_hands(client, run.id, job, HOUR)) == 2
     assert [other.parameters for other in others(client, run)] == [
         {"sources": ["/videos/hour.mp4"], "force": False}
     ] * 2
     run = begin(client, "three")
-    assert ask_for_hands(client, run.id, job, HOUR // 4) == 1
+    assert len(ask_for_hands(client, run.id, job, HOUR // 4)) == 1
 
 
 def test_asked_again_there_are_no_more(client, job):
     run = begin(client, make_pool(client, "again", workers=2))
-    assert [ask_for_hands(client, run.id, job, HOUR) for _ in range(2)] == [1, 1]
+    (hand,) = ask_for_hands(client, run.id, job, HOUR)
+    assert ask_for_hands(client, run.id, job, HOUR) == [hand]
     assert len(others(client, run)) == 1
+
+
+def test_a_second_attempt_has_hands_of_its_own(client, job):
+    """Seen to fail: without the attempt in the key the server gave the first one's, which had ended."""
+    from prefect.states import Cancelled, Running, Scheduled
+
+    run = begin(client, make_pool(client, "attempts", workers=2))
+    client.set_flow_run_state(run.id, Running(), force=True)
+    (first,) = ask_for_hands(client, run.id, job, HOUR)
+    client.set_flow_run_state(first, Cancelled(), force=True)
+    for state in (Cancelled(), Scheduled(), Running()):
+        client.set_flow_run_state(run.id, state, force=True)
+    (second,) = ask_for_hands(client, run.id, job, HOUR)
+    assert second != first
+
+
+def test_hands_that_are_sent_home_do_not_begin_or_are_told_to_stop(client, job):
+    from prefect.states import Completed, Running
+
+    run = begin(client, make_pool(client, "home", workers=4))
+    waiting, working, ended = ask_for_hands(client, run.id, job, HOUR)
+    client.set_flow_run_state(working, Running(), force=True)
+    client.set_flow_run_state(ended, Completed(), force=True)
+    for hand in (waiting, working, ended):
+        send_home(client, hand)
+    states = [client.read_flow_run(hand).state.type.value for hand in (waiting, working, ended)]
+    assert states == ["CANCELLED", "CANCELLING", "COMPLETED"]
 
 
 @pytest.mark.parametrize(("workers", "frames"), [(3, 15_000), (1, HOUR)], ids=["short", "nobody else"])
 def test_there_are_none_for_a_short_video_or_without_other_workers(client, job, workers, frames):
     run = begin(client, make_pool(client, f"none for {workers}", workers=workers))
-    assert ask_for_hands(client, run.id, job, frames) == 0
+    assert ask_for_hands(client, run.id, job, frames) == []
     assert others(client, run) == []
 
 
 def test_there_are_none_outside_a_work_pool(client, job):
     run = begin(client, None)
-    assert ask_for_hands(client, run.id, job, HOUR) == 0
+    assert ask_for_hands(client, run.id, job, HOUR) == []
+
+
+def test_who_cancels_a_run_sends_its_hands_home(client, on_server, make_video, astronaut, tmp_path, monkeypatch):
+    """Seen to fail: the further run stayed scheduled, and would have analysed the cancelled video."""
+    from prefect.flow_engine import run_flow
+    from prefect.states import Cancelling, Pending
+
+    from flows.analyze_videos import analyze_videos
+
+    monkeypatch.setattr("flows.more_hands._FRAMES_A_RUN", 1000)
+    face = np.ascontiguousarray(astronaut[:256, 96:352])
+    video = make_video(tmp_path / "long.mp4", frame_count=12_000, fps=30, image=face, options={"preset": "ultrafast"})
+    pool = make_pool(client, "cancelled", workers=2)
+    deployment = client.create_deployment(client.create_flow(analyze_videos), name="cancelled", work_pool_name=pool)
+    parameters = {"sources": [str(video)], "results": str(tmp_path / "results"), "settings": {"annotate": False}}
+    run = client.create_flow_run_from_deployment(deployment, parameters=parameters, state=Pending())
+    go = contextvars.copy_context().run
+    thread = threading.Thread(
+        target=go, args=(run_flow, analyze_videos), kwargs={"flow_run": run, "return_type": "state"}
+    )
+    thread.start()
+    (hand,) = eventually(lambda: others(client, run), "a further run")
+    client.set_flow_run_state(run.id, Cancelling())
+    thread.join(60)
+    states = [client.read_flow_run(each.id).state.type.value for each in (run, hand)]
+    assert states == ["CANCELLED", "CANCELLED"]
 
 
 @contextlib.contextmanager

@@ -86,7 +86,9 @@ class Up:
 OFFERS = offers("/", load_watch_settings(None))
 
 
-def start(folder: Path, *options: str, password: str = "", **given: str) -> Up:
+def start(
+    folder: Path, *options: str, command: tuple[str, ...] = (str(FERFLOW), "up"), password: str = "", **given: str
+) -> Up:
     """Start it in a folder and wait until it says its addresses."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment |= {"PREFECT_HOME": str(folder / "home"), "FERFLOW_MODELS": str(folder / "models")} | given
@@ -94,7 +96,7 @@ def start(folder: Path, *options: str, password: str = "", **given: str) -> Up:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = password
     with (folder / "said.txt").open("wb") as said:
         process = subprocess.Popen(
-            [FERFLOW, "up", *options],
+            [*command, *options],
             cwd=folder,
             env=environment,
             stdout=said,
@@ -171,6 +173,12 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
     return {Path(row["source"]).name: row for row in table}
 
 
+def test_the_viewer_answers_as_soon_as_its_address_is_said(up):
+    # The first of the file, because it takes seconds to begin.
+    with urllib.request.urlopen(f"{up.viewer}/_stcore/health", timeout=60) as answer:
+        assert answer.read() == b"ok"
+
+
 def test_it_says_where_everything_is(up):
     assert f"copy them into {up.folder}/inbox\n" in up.said
     assert f"{up.folder}/results\n" in up.said
@@ -208,7 +216,8 @@ def test_the_deployments_are_there_with_complete_forms(up):
         assert (deployment["description"], deployment["tags"]) == (offer.description, [*offer.tags])
         assert deployment["enforce_parameter_schema"]
         assert not deployment["paused"]
-    assert [automation["name"] for automation in up.ask("api/automations/filter", {})] == [DEAD_RUNS]
+    automations = lambda: [automation["name"] for automation in up.ask("api/automations/filter", {})]  # noqa: E731
+    assert eventually(automations, f"what the watch makes; {up.logs}") == [DEAD_RUNS]
     analyze = found["analyze-videos"]
     assert analyze["parameters"] == {"sources": [f"{up.folder}/inbox"], "results": f"{up.folder}/results"}
     fields = analyze["parameter_openapi_schema"]["definitions"]["Settings"]["properties"]
@@ -281,12 +290,6 @@ def test_a_person_goes_from_the_page_of_a_video_to_its_run(up):
 
 
 def test_the_viewer_is_there_for_this_machine_alone(up):
-    def answers() -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{up.viewer}/_stcore/health", timeout=5) as answer:
-            return answer.read() == b"ok"
-        return False
-
-    eventually(answers, f"the viewer; {up.logs}")
     assert up.viewer.startswith("http://127.0.0.1:85")
 
 
@@ -368,6 +371,27 @@ def test_a_named_server_that_answers_is_used(server, tmp_path):
     finally:
         end(up)
     assert server.ask("deployments/filter")
+
+
+def test_make_up_is_all_of_it(tmp_path, clip):
+    # Installed already, as far as make can see.
+    for name in ("pyproject.toml", "uv.lock", ".uv/bin/uv", ".venv/.ready"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / ".venv" / "bin").mkdir()
+    (tmp_path / ".venv" / "bin" / "ferflow").symlink_to(FERFLOW)
+    shutil.copy(FERFLOW.parents[2] / "Makefile", tmp_path)
+    up = start(tmp_path, command=("make", "up"))
+    try:
+        shutil.copy(clip, tmp_path / "inbox")
+        eventually(lambda: clip.name in rows(tmp_path), f"the video; {up.logs}")
+        running = process_of(up, ".venv/bin/ferflow up")
+        assert running is not None
+        os.kill(running, signal.SIGINT)
+        assert up.process.wait(60) == 0
+        assert processes_in(tmp_path) == {}
+    finally:
+        end(up)
 
 
 def refused(folder: Path, *options: str, **given: str) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import logging
 import os
 import shutil
 import signal
@@ -25,7 +26,8 @@ from benchmarks.measure import cpu_seconds_of
 from ferflow.errors import ConfigError
 from ferflow.storage import StoredFile, content_id, place
 from ferflow.watch_settings import WatchSettings, load_watch_settings
-from flows.watch_runs import choose_runs
+from flows.automations import DEAD_RUNS
+from flows.watch_runs import DeploymentRuns, choose_runs
 from flows.watcher import Fate, Runs, Watcher
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +57,7 @@ class Counted:
     def ready(self) -> None:
         self.runs.ready()
 
-    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
+    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate] | None:
         self.batches.append([file.path.name for file in files])
         return self.runs.analyze(files)
 
@@ -366,6 +368,50 @@ def test_a_run_that_breaks_off_does_not_end_the_watch(clips, tmp_path, monkeypat
     assert watch.said == ["the disk is full. What was not finished is tried again later."]
 
 
+@dataclass
+class Slow(Stumbling):
+    """Runs that end when they are let."""
+
+    ends: threading.Event = field(default_factory=threading.Event)
+    running: int = 0
+    most: int = 0
+
+    def analyze(self, files: Sequence[StoredFile]) -> Mapping[str, Fate]:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.ends.wait()
+        self.running -= 1
+        return {str(file.path): "done" for file in files}
+
+    def stop(self) -> None:
+        self.ends.set()
+
+
+def test_while_a_run_is_under_way_what_comes_later_is_one_further_run_beside_it(clips, tmp_path):
+    """Seen to fail: with runs in the thread that watches, what came later waited for the end of the first."""
+    slow = Slow()
+    with watching(tmp_path, runs=slow, after="move") as watch:
+        watch.drop(clips[0])
+        eventually(lambda: len(watch.batches) == 1, "the first run")
+        for clip in clips[1:5]:
+            watch.drop(clip)
+        eventually(lambda: len(watch.batches) == 2, "the second beside it")
+        watch.drop(clips[5])
+        for_a_while(6)
+        assert [*map(sorted, watch.batches)] == [[clips[0].name], [clip.name for clip in clips[1:5]]]
+        assert names(tmp_path / "done") == []
+        slow.ends.set()
+        eventually(lambda: len(names(tmp_path / "done")) == 6, "all of them to be done and moved")
+    assert (sorted(map(len, watch.batches)), slow.most) == ([1, 1, 4], 2)
+
+
+def test_a_run_that_ends_as_the_watch_is_stopped_is_accounted_for(clips, tmp_path):
+    with watching(tmp_path, runs=Slow(), after="move") as watch:
+        watch.drop(clips[0])
+        eventually(lambda: watch.batches, "the run")
+    assert names(tmp_path / "done") == [clips[0].name]
+
+
 def test_while_no_run_can_begin_videos_wait_and_that_is_said_once(clips, tmp_path, monkeypatch):
     monkeypatch.setattr("flows.watcher._RETRY_SECONDS", 0.5)
     with watching(tmp_path, runs=Stumbling(refusals=4)) as watch:
@@ -586,6 +632,30 @@ def test_a_run_that_somebody_cancels_is_not_begun_again(server, make_video, astr
         eventually(lambda: len(rows(watch.results)) == 2, "the same with other bytes")
 
 
+def test_a_clip_does_not_wait_for_a_long_video_and_who_cancels_one_run_stops_that_one(
+    server, make_video, astronaut, clips, tmp_path
+):
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    small = {"image": np.ascontiguousarray(astronaut[:256, 96:352]), "options": {"preset": "ultrafast"}}
+    make_video(inbox / "long.mp4", frame_count=12_000, fps=30, **small)
+    other = make_video(tmp_path / "other.mp4", frame_count=6_000, fps=30, **small)
+    before = len(runs_on(server))
+    with command(tmp_path, server.environment) as watch:
+        eventually(lambda: list((watch.results / ".claims").glob("*.0")), "work to begin")
+        shutil.copy(clips[0], inbox)
+        eventually(lambda: rows(watch.results) == {clips[0].name: "done"}, "the clip, while the other is at work")
+        shutil.copy(other, inbox)
+        running = lambda: [run for run in runs_on(server, before) if run["state"]["type"] == "RUNNING"]  # noqa: E731
+        long, later = eventually(lambda: len(running()) == 2 and running(), "two at once")
+        server.ask(f"flow_runs/{later['id']}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+        eventually(lambda: "is left alone until its file changes" in watch.said, "a sentence")
+        assert [run["id"] for run in running()] == [long["id"]]
+        eventually(lambda: rows(watch.results).get("long.mp4") == "done", "the first")
+        assert watch.said.count("is left alone") == 1
+    assert sorted(rows(watch.results)) == [clips[0].name, "long.mp4"]
+
+
 @pytest.mark.fault("the watch is killed with -9 in the middle of a video", "the next does it, once")
 def test_what_a_killed_watch_was_at_is_done_by_the_next(server, make_video, astronaut, tmp_path):
     (tmp_path / "inbox").mkdir()
@@ -662,6 +732,13 @@ def test_without_a_server_the_command_analyses_in_its_own_process(clips, tmp_pat
     assert rows(watch.results) == {clips[0].name: "done"}
 
 
+def test_a_watch_makes_the_automation_that_is_for_when_none_runs(server, tmp_path):
+    """Seen to fail: only `ferflow serve` made it, which does not run where a work pool does the work."""
+    made = lambda: [item["name"] for item in server.ask("automations/filter") if item["name"] == DEAD_RUNS]  # noqa: E731
+    with command(tmp_path, server.environment, config='deployment = "analyze-videos/nobody-made-this"'):
+        assert eventually(made, "the automation") == [DEAD_RUNS]
+
+
 def test_a_wrong_setting_is_a_sentence(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     with command(tmp_path, environment, config="after = 'delete'") as watch:
@@ -696,6 +773,86 @@ def test_runs_of_a_deployment_take_what_is_new_in_pieces(server, clips, tmp_path
     assert len(rows(tmp_path / "results")) == 4
     sent = [len(run["parameters"]["sources"]) for run in runs_on(server, before)]
     assert (sum(sent), max(sent)) == (5, 3), "each once, in pieces"
+
+
+@pytest.fixture
+def nobody_serves(on_server) -> str:
+    """A deployment whose runs nobody carries out."""
+    from prefect import get_client
+
+    from flows.analyze_videos import analyze_videos
+
+    with get_client(sync_client=True) as client:
+        client.create_deployment(client.create_flow(analyze_videos), name="nobody")
+    return "analyze-videos/nobody"
+
+
+def test_a_run_of_an_earlier_watch_that_somebody_cancels_is_not_sent_again(nobody_serves, on_server, clips, tmp_path):
+    """Seen to fail: only runs that were to begin after the watch did were looked for."""
+    settings = settings_of(tmp_path, deployment=nobody_serves)
+    before, later = (StoredFile(clip, 1, "1", 0.0) for clip in clips[:2])
+    earlier = DeploymentRuns(settings)
+    earlier.analyze([before])
+    cancel(on_server, "nobody")
+    earlier.analyze([later])
+    for_a_while(1.5)
+    watch = DeploymentRuns(settings)
+    assert watch.unfinished() == {str(later.path)}
+    cancel(on_server, "nobody")
+    assert (watch.unfinished(), watch.cancelled()) == (set(), {str(later.path)})
+
+
+def cancel(server: Server, deployment: str) -> None:
+    """Cancel what nobody has begun of a deployment."""
+    those = {"deployments": {"name": {"any_": [deployment]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+    for run in server.ask("flow_runs/filter", **those):
+        server.ask(f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+
+
+def test_a_name_that_no_server_takes_does_not_keep_the_others_from_being_sent(nobody_serves, clips, tmp_path, caplog):
+    """Seen to fail: the lot was not sent at all, again and again."""
+    runs = DeploymentRuns(settings_of(tmp_path, deployment=nobody_serves))
+    odd = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    for clip in clips[2:4]:
+        runs.analyze([StoredFile(odd, 1, "1", 0.0), StoredFile(clip, 1, "1", 0.0)])
+    assert {str(clip) for clip in clips[2:4]} <= runs.unfinished()
+    assert [record.getMessage() for record in caplog.records if record.name == "flows.watch_runs"] == [
+        f"{tmp_path}/caf\\xe9.mp4: a Prefect server cannot be told this name, which is not UTF-8; rename it."
+    ]
+
+
+def test_in_a_folder_that_is_named_to_a_run_a_name_that_is_no_text_has_a_page_too(on_server, clips, tmp_path):
+    """Seen to fail: neither it nor the video after it had a page, and the run had no table."""
+    from flows.analyze_videos import analyze_videos
+
+    (tmp_path / "inbox").mkdir()
+    for clip, name in zip(clips, (b"a\xe9.mp4", b"b.mp4", b"c.mp4"), strict=False):
+        shutil.copy(clip, os.fsencode(tmp_path / "inbox") + b"/" + name)
+    state = analyze_videos([str(tmp_path / "inbox")], str(tmp_path / "results"), settings=QUICK, return_state=True)
+    assert state.message == "3 analysed, 0 already done, 0 failed."
+    of_it = {"flow_run_id": {"any_": [on_server.last_run()["id"]]}}
+    artifacts = on_server.ask("artifacts/filter", artifacts=of_it)
+    pages = [artifact["description"] for artifact in artifacts if artifact["type"] == "markdown"]
+    assert sorted(pages) == ["a\\xe9.mp4", "b.mp4", "c.mp4"]
+    assert [artifact["type"] for artifact in artifacts].count("table") == 1
+
+
+def test_what_the_models_log_is_among_the_logs(on_server, clips, tmp_path, monkeypatch):
+    """Seen to fail: only what `ferflow` logs was."""
+    from flows.analyze_videos import analyze_videos
+    from tasks import video
+
+    analyze = video.analyze_apart
+
+    def say(*arguments: Any) -> Path:
+        logging.getLogger("models.apart").info("a line of the models")
+        return analyze(*arguments)
+
+    monkeypatch.setattr(video, "analyze_apart", say)
+    analyze_videos([str(clips[0])], str(tmp_path), settings=QUICK, return_state=True)
+    of_it = {"flow_run_id": {"any_": [on_server.last_run()["id"]]}}
+    lines = lambda: [line["message"] for line in on_server.ask("logs/filter", logs=of_it)]  # noqa: E731
+    eventually(lambda: "a line of the models" in lines(), "the line")
 
 
 def test_the_flow_looks_once(on_server, clips, tmp_path):

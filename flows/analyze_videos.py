@@ -1,8 +1,10 @@
 """videos and folders -> results, as one Prefect flow run with a task run per video and stage"""
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow, get_client, get_run_logger
@@ -14,7 +16,7 @@ from prefect.states import Failed, Pending
 from pydantic import Field
 
 from ferflow.config import Settings, load_settings
-from ferflow.errors import FerflowError, StoppedError
+from ferflow.errors import ConfigError, FerflowError, StoppedError
 from ferflow.sources import find_videos, open_results, plan_jobs
 from ferflow.storage import place
 from flows.each_video import Stages, default_workers, process_each
@@ -84,7 +86,7 @@ def analyze_videos(
         in_use = partial(version_in_use, settings.model)
         get_run_logger().info("%s, model %s, results in %s", _videos(len(videos)), in_use(), folder.root)
         stages = Stages(analyze_video, annotate_video, summarize_video, help_apart, help_other_run)
-        with RunPage(len(videos), folder, stop) as page, on_ray(ray, stages) as stages:
+        with RunPage(len(videos), folder, stop) as page, on_ray(ray, stages) as stages, _disk_at_fault(folder.root):
             process_each(
                 plan_jobs(videos, folder, model_version=in_use, settings=settings, force=force),
                 folder,
@@ -170,6 +172,18 @@ def analyze_as_deployed(
             raise ended
     outcomes: list[Outcome] = ended
     return outcomes
+
+
+@contextlib.contextmanager
+def _disk_at_fault(folder: Path) -> Iterator[None]:
+    """Say in a sentence what ended the run: a full disk, or one that cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: nothing can be read or written there ({error.strerror or error}). Make room or mend the disk, "
+            "and start this run again: what was finished is kept."
+        ) from error
 
 
 def _videos(count: int) -> str:

@@ -499,6 +499,29 @@ def test_results_that_are_read_only_end_the_run_with_a_sentence(clip, small_disk
     assert len(pd.read_parquet(root / "videos")) == 0
 
 
+@pytest.mark.fault("the results folder of a flow run is read-only", "the run is Failed with a sentence")
+def test_results_that_are_read_only_fail_a_flow_run_with_a_sentence(clip, small_disk, tmp_path, server):
+    """Seen to fail: without `_disk_at_fault` in `flows.analyze_videos` it was a traceback, and the run's message an
+    exception."""
+    inbox, root = fill(clip, tmp_path / "inbox", 3), small_disk / "results"
+    program = "import pathlib, sys; from ferflow.sources import open_results; open_results(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", program, root], cwd=ROOT, check=True)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    ended = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "analyze", inbox, "--results", root, "--workers", "1"],
+        cwd=ROOT,
+        env=server.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in ended.stdout + ended.stderr, ended.stderr
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    run = server.last_run()
+    assert run["state_name"] == "Failed"
+    assert run["state"]["message"].startswith(f"{root}: nothing can be read or written there (Read-only file system).")
+    assert f"ferflow: {run['state']['message']}" in ended.stderr
+
+
 # Files that do not keep still.
 
 

@@ -134,10 +134,13 @@ def test_an_archive_of_one_emotion_keeps_its_only_folder(tmp_path: Path) -> None
     assert placed(tmp_path / "faces.tgz") == [("happy/a.jpg", "happy", None)]
 
 
+@pytest.mark.fault("an archive of pictures with ../, an absolute path and a link", "nothing written to the disk")
 def test_nothing_of_an_archive_is_written_to_the_disk(tmp_path: Path) -> None:
+    """Seen to fail: where `_from_tar` unpacked them, `..` and the absolute path led outside; without `isfile` a link
+    was a KeyError."""
     content = draw(tmp_path / "a.jpg").read_bytes()
     with tarfile.open(tmp_path / "evil.tar", "w") as file:
-        for name in ("happy/a.jpg", "../escaped/happy.jpg", "/happy/absolute.jpg"):
+        for name in ("happy/a.jpg", "../escaped/happy.jpg", str(tmp_path / "absolute" / "happy.jpg")):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             file.addfile(member, io.BytesIO(content))

@@ -405,6 +405,7 @@ def refused(folder: Path, *options: str, **given: str) -> str:
 
 @pytest.mark.fault("`ferflow up` is killed with -9 in the middle of a run", "0 processes left")
 def test_killed_with_9_it_leaves_no_process_and_with_a_password_all_works(tmp_path, make_video, grace_hopper):
+    """Seen to fail: without `_Guard` in `flows.processes` the server and the others lived on."""
     up = start(tmp_path, password=PASSWORD)
     try:
         with pytest.raises(urllib.error.HTTPError, match="401"):

@@ -383,11 +383,11 @@ def _seen_seconds(faces: FaceColumns) -> dict[int, float]:
 
 
 def _headline(people: int, shares: tuple[float, ...] | None, end_seconds: float) -> str:
-    """`2 people in 1:00, most often happy: 54% of the time`."""
+    """`2 people in 1:00, most often happy: 54% of the time with a face`."""
     if shares is None:
         return f"nobody in {_duration_text(end_seconds)}"
     who = "1 person" if people == 1 else f"{people} people"
-    most_often = f"{dominant_emotion(shares)}: {max(shares):.0%} of the time"
+    most_often = f"{dominant_emotion(shares)}: {max(shares):.0%} of the time with a face"
     return f"{who} in {_duration_text(end_seconds)}, most often {most_often}"
 
 

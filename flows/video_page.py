@@ -37,7 +37,7 @@ def _sentence(summary: VideoSummary) -> str:
         return f"No face was found in {seconds}."
     share = max(summary.emotion_shares)
     people = "One person" if summary.track_count == 1 else f"{summary.track_count} people"
-    return f"{people} in {seconds}, mostly **{summary.dominant_emotion}** ({100 * share:.0f} % of the time)."
+    return f"{people} in {seconds}, mostly **{summary.dominant_emotion}** ({share:.0%} of the time with a face)."
 
 
 def _facts(summary: VideoSummary, results: Results) -> list[tuple[str, str]]:
@@ -52,8 +52,8 @@ def _facts(summary: VideoSummary, results: Results) -> list[tuple[str, str]]:
         ]
     if summary.emotion_shares is not None:
         shares = sorted(zip(summary.emotion_shares, EMOTIONS, strict=True), reverse=True)
-        shown = [f"{emotion} {100 * share:.0f} %" for share, emotion in shares if share >= 0.005]
-        facts.append(("emotions, by time", ", ".join(shown)))
+        shown = [f"{emotion} {share:.0%}" for share, emotion in shares if share >= 0.005]
+        facts.append(("emotions, by time with a face", ", ".join(shown)))
     if summary.info is not None and summary.error:
         facts.append(("note", _plain(summary.error)))
     if summary.annotated_path is not None:

@@ -1,6 +1,11 @@
 """A dropped file reaches the inbox under a safe name, whole or not at all."""
 
+import errno
 import io
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,6 +90,83 @@ def test_another_video_of_the_same_name_replaces_none_and_the_same_one_lies_ther
     assert [name for name, _ in written[:2]] == ["talk.mp4", f"talk-{content_id(other)[:8]}.mp4"]
     assert written[2:] == written[:2], "what lies there is not written anew, perhaps while it is analysed"
     assert len(list(inbox.iterdir())) == 2
+
+
+class Slow(io.BytesIO):
+    """A file during whose copying something happens."""
+
+    def __init__(self, content, happens):
+        super().__init__(content)
+        self.happens, self.is_read_again = happens, False
+
+    def seek(self, *place):
+        self.is_read_again = True
+        return super().seek(*place)
+
+    def read(self, size=-1):
+        if self.is_read_again:
+            self.happens()
+        return super().read(size)
+
+
+@pytest.mark.fault(
+    "a file is copied into the inbox under the name of an upload that comes in", "2 disks: none overwritten"
+)
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_that_arrives_under_its_name_meanwhile_is_not_overwritten(
+    place, make_video, tmp_path, monkeypatch, has_links
+):
+    """Seen to fail: the file that was copied was gone."""
+    if not has_links:
+
+        def link(source, target):
+            raise PermissionError(errno.EPERM, "Operation not permitted", target)
+
+        monkeypatch.setattr(os, "link", link)
+    watching, results, inbox = place
+    video = make_video(tmp_path / "made" / "a.mp4", frame_count=2)
+    file = Slow(video.read_bytes(), lambda: (inbox / "talk.mp4").write_bytes(b"of somebody else"))
+    upload = take_upload(file, "talk.mp4", watching, results)
+    assert upload.name == f"talk-{content_id(video)[:8]}.mp4"
+    assert (inbox / upload.name).read_bytes() == video.read_bytes()
+    assert (inbox / "talk.mp4").read_bytes() == b"of somebody else"
+    assert len(list(inbox.iterdir())) == 2
+
+
+def test_an_upload_that_hangs_holds_up_no_other(place, make_video, tmp_path):
+    watching, results, inbox = place
+    videos = [make_video(tmp_path / "made" / f"{count}.mp4", frame_count=count) for count in (2, 3)]
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hang():
+        reached.set()
+        assert go_on.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(take_upload, Slow(videos[0].read_bytes(), hang), "a.mp4", watching, results)
+        assert reached.wait(60)
+        with ThreadPoolExecutor(1) as other:
+            taken = other.submit(take_upload, io.BytesIO(videos[1].read_bytes()), "b.mp4", watching, results)
+            try:
+                assert taken.result(60).name == "b.mp4"
+            finally:
+                go_on.set()
+        assert hanging.result(60).name == "a.mp4"
+    assert sorted(path.name for path in inbox.iterdir()) == ["a.mp4", "b.mp4"]
+
+
+def test_what_a_killed_upload_left_goes_at_the_next_one_when_it_is_a_day_old(place, make_video, tmp_path):
+    watching, results, inbox = place
+    kept, gone = [inbox / f".{letter * 32}.part" for letter in "ab"]
+    others = inbox / ".download.mp4.part"
+    for path in (kept, gone, others):
+        path.write_bytes(b"half")
+    for path in (gone, others):
+        os.utime(path, (time.time() - 100_000,) * 2)
+    video = make_video(tmp_path / "made" / "a.mp4", frame_count=2)
+    with video.open("rb") as file:
+        take_upload(file, "a.mp4", watching, results)
+    assert {path.name for path in inbox.iterdir()} == {"a.mp4", kept.name, others.name}
 
 
 def test_a_damaged_result_does_not_keep_its_video_out(place, make_video, tmp_path):

@@ -13,6 +13,7 @@ from ferflow.progress import Teller
 from ferflow.records import Segment
 from ferflow.sources import open_results
 from ferflow.storage import Results
+from viewer.videos_page import _said_duration
 
 COLORS = dict(zip(EMOTIONS, EMOTION_COLORS_RGB, strict=True))
 HARMFUL = """<img src=x onerror="document.title='harmed'">'&.mp4"""
@@ -69,7 +70,7 @@ def test_what_is_at_work_is_named_and_leads_to_how_far_it_is(viewer, page):
     try:
         page.goto(f"{viewer.url}/videos")
         page.get_by_role("link", name="At work now: <b>long.mp4 (25%)").click()
-        expect(page.get_by_text("25 %: looked for faces in 1,000 of 2,000 frames")).to_be_visible()
+        expect(page.get_by_text("25% of all work")).to_be_visible()
     finally:
         teller.end()
     page.goto(f"{viewer.url}/videos")
@@ -125,6 +126,15 @@ def test_many_videos_are_shown_a_page_at_a_time_in_the_order_that_is_asked_for(v
     videos.get_by_role("button", name="Next").click()
     expect(videos.get_by_text("51 to 60 of 60")).to_be_visible()
     expect(rows(videos)).to_have_count(10)
+    choose(videos, "Order", "oldest")
+    expect(videos.get_by_text("1 to 50 of 60")).to_be_visible()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(59.9, "59.9 s"), (3599.4, "59:59 min"), (3599.7, "1:00:00 h"), (359_999.7, "100 h")]
+)
+def test_a_duration_has_the_unit_of_what_is_shown(seconds, said):
+    assert _said_duration(seconds) == said
 
 
 def test_a_click_leads_to_the_page_of_the_video(videos):

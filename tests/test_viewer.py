@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from browser import FERFLOW, faint_texts, opened, serve_viewer
+from made_results import add_video
 from playwright.sync_api import Page, expect
 from prefect_server import end, eventually
 
@@ -85,6 +87,20 @@ def open_video(page: Page, viewer, video_id: str) -> None:
     expect(page.get_by_role("slider")).to_be_visible()
 
 
+def analysed(viewer, video: Path) -> str:
+    """Have the watch analyse a video, and give its id."""
+    shutil.copy(video, viewer.folder / "inbox" / video.name)
+    results, video_id = open_results(viewer.folder / "results"), content_id(video)
+    eventually(lambda: find_video(results, video_id), "the result")
+    return video_id
+
+
+def column_of(table: pa.Table, name: str, values: list[float]) -> tuple[int, pa.Field, pa.Array]:
+    """What puts other values into a column of a table."""
+    at = table.schema.get_field_index(name)
+    return at, table.schema.field(at), pa.array(values, table.schema.field(at).type)
+
+
 def status_of(viewer, path: str, **headers: str) -> int:
     address = viewer.url.removeprefix("http://")
     connection = http.client.HTTPConnection(address, timeout=60)
@@ -129,25 +145,25 @@ def test_the_same_bytes_again_give_the_earlier_result_at_once(viewer, clip, page
 
 def test_the_slider_moves_through_the_frames(viewer, clip, page):
     open_video(page, viewer, clip)
-    expect(page.get_by_text("Frame 0 of 0 to 144, at 0:00.00")).to_be_visible()
+    expect(page.get_by_text("Frame 0 (the last is 144), at 0:00.00")).to_be_visible()
     before = page.get_by_test_id("stImage").locator("img").get_attribute("src")
     slider = page.get_by_role("slider")
     slider.focus()
     slider.press("End")
-    expect(page.get_by_text("Frame 144 of 0 to 144, at 0:05.76")).to_be_visible()
+    expect(page.get_by_text("Frame 144 (the last is 144), at 0:05.76")).to_be_visible()
     expect(page.get_by_text("#0 looks angry in this frame")).to_be_visible()
     assert page.get_by_test_id("stImage").locator("img").get_attribute("src") != before
     page.get_by_role("button", name="Back").click()
-    expect(page.get_by_text("Frame 143 of 0 to 144, at 0:05.72")).to_be_visible()
+    expect(page.get_by_text("Frame 143 (the last is 144), at 0:05.72")).to_be_visible()
     page.get_by_text("frames", exact=True).click()
     page.get_by_role("slider", name="Frame").press("ArrowRight")
-    expect(page.get_by_text("Frame 144 of")).to_be_visible()
+    expect(page.get_by_text("Frame 144 (")).to_be_visible()
 
 
 def test_the_bars_of_a_frame_are_the_probabilities_of_its_row(viewer, clip, page):
     rows = pq.read_table(viewer.folder / "results" / "faces" / f"{clip}.parquet").to_pylist()
     open_video(page, viewer, clip)
-    expect(page.get_by_text("Frame 0 of")).to_be_visible()
+    expect(page.get_by_text("Frame 0 (")).to_be_visible()
     bars = page.get_by_role("group", name="Probabilities of #0")
     shown = dict(
         zip(bars.locator(".ff-name").all_inner_texts(), bars.locator(".ff-value").all_inner_texts(), strict=True)
@@ -166,11 +182,27 @@ def test_a_click_on_a_segment_leads_to_it(viewer, clip, page):
     eventually(lambda: abs(now_played(page) - start) < 0.05, "the player")
 
 
+def test_each_click_on_a_segment_moves_the_player_also_when_it_has_played_on(viewer, clip, page):
+    open_video(page, viewer, clip)
+    (start,) = [
+        segment["start_seconds"]
+        for segment in pq.read_table(viewer.folder / "results" / "segments" / f"{clip}.parquet").to_pylist()
+        if segment["emotion"] == "angry"
+    ]
+    for _ in range(2):
+        page.get_by_role("button", name="#0 angry from").click()
+        eventually(lambda: abs(now_played(page) - start) < 0.05, "the player")
+        expect(page.get_by_text(f"at 0:{start:05.2f}")).to_be_visible()
+        page.wait_for_timeout(500)
+        page.locator("video").evaluate("video => { video.currentTime = 1 }")
+        eventually(lambda: abs(now_played(page) - 1) < 0.05, "the player elsewhere")
+
+
 def test_the_player_follows_the_slider_and_the_slider_does_not_follow_the_player(viewer, clip, page):
     open_video(page, viewer, clip)
     page.get_by_role("slider").focus()
     page.get_by_role("slider").press("End")
-    expect(page.get_by_text("Frame 144 of")).to_be_visible()
+    expect(page.get_by_text("Frame 144 (")).to_be_visible()
     eventually(lambda: abs(now_played(page) - 5.76) < 0.05, "the player")
     page.locator("video").evaluate("video => { video.muted = true; video.currentTime = 1; return video.play() }")
     eventually(lambda: now_played(page) > 1.1, "the video to play")
@@ -178,7 +210,7 @@ def test_the_player_follows_the_slider_and_the_slider_does_not_follow_the_player
     stopped_at = now_played(page)
     page.get_by_text("frames", exact=True).click()
     expect(page.get_by_role("slider", name="Frame")).to_be_visible()
-    expect(page.get_by_text("Frame 144 of")).to_be_visible()
+    expect(page.get_by_text("Frame 144 (")).to_be_visible()
     assert now_played(page) == stopped_at
 
 
@@ -281,11 +313,45 @@ def test_work_on_a_video_is_shown_with_the_time_left(viewer, clip, page):
     try:
         page.goto(viewer.url)
         expect(
-            page.get_by_text("12 %: looked for faces in 1,000 of 4,000 frames, about 7 minutes left")
+            page.get_by_text("12% of all work, about 7 minutes left. Now: looking for faces, 1,000 of 4,000 frames")
         ).to_be_visible()
     finally:
         teller.end()
     expect(page.get_by_text("At work now")).to_have_count(0)
+
+
+def test_a_file_on_its_way_is_not_lost_while_another_is_taken(viewer, page, make_video, tmp_path):
+    first, second = (make_video(tmp_path / name, frame_count=n) for name, n in (("first.mp4", 21), ("second.mp4", 22)))
+    held = []
+    page.route(
+        "**/upload_file/**", lambda route: held.append(route) if route.request.method == "PUT" else route.continue_()
+    )
+    drop(page, viewer.url, first)
+    page.wait_for_timeout(500)
+    with page.expect_response("**/upload_file/**"):
+        held.pop().continue_()
+    page.locator("input[type=file]").set_input_files(second)
+    expect(page.locator("strong", has_text="first.mp4")).to_be_visible()
+    page.wait_for_timeout(2000)
+    held.pop().continue_()
+    expect(page.locator("strong", has_text="second.mp4")).to_be_visible()
+
+
+def test_what_is_refused_stays_to_be_read_beside_what_is_taken(page, make_video, tmp_path):
+    good = make_video(tmp_path / "made" / "good.mp4", frame_count=3)
+    for name, size in (("notes.txt", 10), ("large.mp4", 2_000_000)):
+        (tmp_path / name).write_bytes(b"0" * size)
+    (tmp_path / "view.toml").write_text("max_upload_mb = 1\n")
+    with serve_viewer(tmp_path, "--config", "view.toml") as viewer:
+        drop(page, viewer.url, good, tmp_path / "notes.txt", tmp_path / "large.mp4")
+        expect(page.get_by_text("Queued")).to_be_visible()
+        expect(page.get_by_text("notes.txt: this is no kind of video that is taken here")).to_be_visible()
+        too_large = page.get_by_text("File must be 1.0MB or smaller.")
+        expect(too_large).to_be_visible()
+        assert too_large.bounding_box()["height"] > 5, "it can be read"
+        expect(page.get_by_test_id("stFileChip").locator("visible=true")).to_have_count(1)
+        assert faint_texts(page) == []
+    assert [path.name for path in (tmp_path / "inbox").iterdir()] == ["good.mp4"]
 
 
 def test_several_files_of_all_kinds_are_dropped_at_once(viewer, page, make_video, astronaut, tmp_path):
@@ -337,6 +403,43 @@ def test_rows_that_cannot_be_read_are_told_in_a_sentence(viewer, page, make_vide
     expect(page.get_by_test_id("stException")).to_have_count(0)
 
 
+def test_while_a_video_is_analysed_anew_its_page_says_so(viewer, page, make_video, astronaut, tmp_path):
+    video_id = analysed(viewer, make_video(tmp_path / "anew.mp4", frame_count=4, image=astronaut))
+    segments = viewer.folder / "results" / "segments" / f"{video_id}.parquet"
+    table = pq.read_table(segments)
+    later = table.set_column(*column_of(table, "start_seconds", [0.2]))
+    pq.write_table(later, segments)
+    page.goto(f"{viewer.url}/video?video={video_id}")
+    expect(page.get_by_role("alert")).to_contain_text("Its tables are of two analyses: it is being analysed anew")
+    expect(page.get_by_test_id("stException")).to_have_count(0)
+    pq.write_table(table, segments)
+    page.get_by_role("button", name="Look again").click()
+    expect(page.get_by_text("One person in 0.4 s of video")).to_be_visible()
+
+
+def test_an_annotated_video_that_is_gone_or_damaged_takes_only_the_player_away(
+    viewer, page, make_video, astronaut, tmp_path
+):
+    video_id = analysed(viewer, make_video(tmp_path / "gone.mp4", frame_count=5, image=astronaut))
+    (annotated,) = (viewer.folder / "results" / "annotated").glob("gone-*.mp4")
+    content = annotated.read_bytes()
+    annotated.write_bytes(content[:200])
+    for said in ("The annotated copy of this video is damaged.", "There is no annotated copy of this video"):
+        page.goto(f"{viewer.url}/video?video={video_id}")
+        expect(page.get_by_text(said)).to_be_visible()
+        expect(page.get_by_role("button", name=re.compile("^#0 "))).to_have_count(1)
+        expect(page.get_by_role("link", name="Rows as CSV")).to_be_visible()
+        annotated.unlink(missing_ok=True)
+    annotated.write_bytes(content)
+    open_video(page, viewer, video_id)
+    expect(page.get_by_text("Frame 0 (the last is 4)")).to_be_visible()
+    annotated.unlink()
+    page.get_by_role("slider").press("End")
+    expect(page.get_by_text("This frame cannot be shown")).to_be_visible()
+    expect(page.get_by_text("#0 looks")).to_be_visible()
+    expect(page.get_by_test_id("stException")).to_have_count(0)
+
+
 @pytest.mark.parametrize("video_id", ["../../../etc/passwd", "..%2f..", "*", "0123456789abcdef", "' or 1=1 --"])
 def test_an_address_reads_nothing_but_results(viewer, clip, page, video_id):
     page.goto(f"{viewer.url}/video?video={video_id}")
@@ -353,6 +456,27 @@ def test_a_row_that_names_a_file_outside_of_the_results_gives_nothing(viewer, cl
     assert local_file(results, f"annotated/{next((viewer.folder / 'results' / 'annotated').glob('happy*')).name}")
     for named in ("/etc/hostname", "../view.log", "annotated/../../view.log", "annotated/out.mp4", "", None):
         assert local_file(results, named) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "shown"),
+    [
+        *[("x.html", "application/octet-stream", "attachment"), ("x.svg", "application/octet-stream", "attachment")],
+        ("x.mp4", "video/mp4", "inline"),
+    ],
+)
+def test_what_a_row_from_a_stranger_names_is_no_page_of_this_address(viewer, name, kind, shown):
+    results = open_results(viewer.folder / "results")
+    (results.root / "annotated" / name).write_text("<script>alert(1)</script>")
+    added = add_video(results, "/x.mp4", video_id=f"{hash(name) % 16**16:016x}", annotated_path=f"annotated/{name}")
+    try:
+        with urllib.request.urlopen(f"{viewer.url}/results/{added.video_id}/annotated.mp4", timeout=60) as answer:
+            assert answer.headers["Content-Type"] == kind
+            assert answer.headers["Content-Disposition"].startswith(shown)
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    finally:
+        for table in ("videos", "faces", "segments"):
+            results.rows(table, added.video_id).unlink()
 
 
 def test_a_part_of_a_video_can_be_asked_for(viewer, clip):
@@ -485,7 +609,7 @@ def test_a_bucket_of_results_is_shown_like_a_folder(s3_server, bucket, page, sha
     with serve_viewer(tmp_path, *options, FERFLOW_CACHE=str(tmp_path / "cache")) as viewer:
         page.goto(f"{viewer.url}/videos")
         page.get_by_role("link", name="torchcodec_h265_video.mp4").click()
-        expect(page.get_by_text("Frame 0 of 0 to 9")).to_be_visible()
+        expect(page.get_by_text("Frame 0 (the last is 9)")).to_be_visible()
         eventually(lambda: page.locator("video").evaluate("video => video.readyState") >= 2, "a frame of the video")
         with page.expect_download() as download:
             page.get_by_role("link", name="Rows as Parquet").click()

@@ -3,15 +3,17 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
+from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from ferflow.errors import FerflowError, VideoError
 from ferflow.merged_rows import find_video
 from ferflow.progress import AtWork, find_progress, list_progress
 from ferflow.records import VideoSummary
-from ferflow.storage import is_local
+from ferflow.storage import is_local, place
 from viewer import theme, video
 from viewer.settings import results, watching
 from viewer.uploads import SUFFIXES, safe_name, take_upload
@@ -40,30 +42,29 @@ def show() -> None:
     told = watching()
     theme.title("Drop a video", "Drag videos onto the field, or choose them, and see which emotions the faces show.")
     dropped: list[_Dropped] = st.session_state.setdefault("dropped", [])
-    turn = st.session_state.setdefault("turn", 0)
-    # Of another key after each turn, so that it is empty again.
+    # Always the same one and for every kind of file: a new one would forget what is still on its way and what it
+    # refused, and why another kind is refused is told below.
     given = st.file_uploader(
         "Videos",
-        type=[suffix.removeprefix(".") for suffix in SUFFIXES],
         accept_multiple_files=True,
-        key=f"files-{turn}",
+        key="files",
         label_visibility="collapsed",
         max_upload_size=told.max_upload_mb,
     )
-    if given:
-        for file in given:
-            with st.spinner(theme.plain(f"Taking {safe_name(file.name)} …")):
-                dropped.insert(0, _take(file, file.name))
-                _let_go(file.file_id)
-        st.session_state["turn"] = turn + 1
-        st.rerun()
+    st.caption(f"Videos that end in {', '.join(SUFFIXES)}.")
+    for file in given:
+        if file.closed:  # Taken before.
+            continue
+        with st.spinner(theme.plain(f"Taking {safe_name(file.name)} …")):
+            dropped.insert(0, _take(file, file.name))
+            _let_go(file)
     seconds = _LOOK_SECONDS if is_local(results().root) else _LOOK_INTO_BUCKET_SECONDS
     st.fragment(_show_dropped, run_every=seconds)()
 
 
-def _take(file: object, name: str) -> _Dropped:
+def _take(file: IO[bytes], name: str) -> _Dropped:
     try:
-        upload = take_upload(file, name, watching(), results())  # type: ignore[arg-type]
+        upload = take_upload(file, name, watching(), results())
     except VideoError as error:
         return _Dropped(safe_name(name), None, str(error), time.time())
     except (FerflowError, OSError) as error:
@@ -72,11 +73,12 @@ def _take(file: object, name: str) -> _Dropped:
     return _Dropped(upload.name, upload.video_id, None, time.time())
 
 
-def _let_go(file_id: str) -> None:
-    """Free the bytes of an upload, which Streamlit would hold until the browser leaves."""
+def _let_go(file: UploadedFile) -> None:
+    """Free the bytes of an upload, which Streamlit would hold until the browser leaves; it is not given again."""
+    file.close()
     context = get_script_run_ctx()
     if context is not None:
-        context.uploaded_file_mgr.remove_file(context.session_id, file_id)  # type: ignore[attr-defined]
+        context.uploaded_file_mgr.remove_file(context.session_id, file.file_id)  # type: ignore[attr-defined]
 
 
 def _show_dropped() -> None:
@@ -132,16 +134,18 @@ def _show_result(summary: VideoSummary) -> None:
     if summary.emotion_shares is not None:
         with right:
             texts = [f"{share:.0%}" for share in summary.emotion_shares]
-            theme.bars(summary.emotion_shares, texts, label="Share of the time of each emotion")
+            theme.bars(summary.emotion_shares, texts, label="Share of the time with a face of each emotion")
 
 
 def _show_progress(state: AtWork) -> None:
     frames = (
         f"{state.frames_done:,} of {state.frames_expected:,}" if state.frames_expected else f"{state.frames_done:,}"
     )
-    done = "drew" if state.stage == "drawing" else "looked for faces in"
+    now = "drawing" if state.stage == "drawing" else "looking for faces"
     left = "" if state.seconds_left is None else f", about {_roughly(state.seconds_left)} left"
-    st.progress(min(max(state.share, 0.0), 1.0), text=f"{100 * state.share:.0f} %: {done} {frames} frames{left}")
+    share = min(max(state.share, 0.0), 1.0)
+    # The share is of all stages, the frames are of the one under way.
+    st.progress(share, text=f"{share:.0%} of all work{left}. Now: {now}, {frames} frames")
 
 
 def _show_waiting(seconds: float) -> None:
@@ -154,13 +158,18 @@ def _show_waiting(seconds: float) -> None:
 
 
 def _show_how_it_works() -> None:
+    inbox = place(watching().sources[0])
+    if is_local(inbox) and is_local(results().root):
+        where = "Nothing leaves the machine that this page runs on."
+    else:
+        where = "Videos and results are kept in the bucket that this page was started with, and go nowhere else."
     with theme.card():
         st.markdown(
             "**What happens then**\n\n"
-            "1. The video is put into the inbox, and analysed in a minute or so for each minute of video.\n"
+            "1. The video is put into the inbox, and analysed as soon as those before it are done.\n"
             "2. Here you see how far it is, then what was found.\n"
             "3. It stays among all videos, with a timeline, any frame of it, and its rows to take away.\n\n"
-            "Nothing leaves the machine that this page runs on. The same video again gives its earlier result at once."
+            f"{where} The same video again gives its earlier result at once."
         )
 
 

@@ -4,7 +4,9 @@ So no video is held in memory, and a browser can jump in it. Only what the resul
 only what lies within the results.
 """
 
+import contextlib
 import hashlib
+import os
 import re
 import tempfile
 from pathlib import Path, PurePosixPath
@@ -26,6 +28,9 @@ from viewer.settings import results
 ANNOTATED, TIMELINE, PARQUET, CSV = "annotated.mp4", "timeline.png", "faces.parquet", "faces.csv"
 """What there is of each video."""
 
+_KINDS = {".mp4": "video/mp4", ".png": "image/png"}
+# What an analysis writes. A row from a stranger may name anything, which no browser may take for a page of ours.
+_AS_IT_IS = {"X-Content-Type-Options": "nosniff"}
 _MOST_COPIES = 20
 # Of a bucket's files, kept on this machine.
 _SCRATCH = Path(tempfile.gettempdir()) / "ferflow-viewer"
@@ -65,6 +70,9 @@ def local_file(place: Results, named: str | None) -> Path | None:
             old.unlink(missing_ok=True)
         with fetched(path) as file, part_file(copy, folder=_SCRATCH) as part:
             file.replace(part)
+    with contextlib.suppress(FileNotFoundError):
+        # Looked at just now, so that it is kept longer than those that nobody looks at.
+        os.utime(copy)
     return copy
 
 
@@ -83,7 +91,14 @@ def _file(place: Results, video_id: str, name: str) -> Response:
     if summary is not None and name in (ANNOTATED, TIMELINE):
         file = local_file(place, summary.annotated_path if name == ANNOTATED else summary.timeline_path)
         if file is not None:
-            return FileResponse(file, filename=_called(summary, file.suffix), content_disposition_type="inline")
+            kind = _KINDS.get(file.suffix)
+            return FileResponse(
+                file,
+                filename=_called(summary, file.suffix),
+                media_type=kind or "application/octet-stream",
+                content_disposition_type="inline" if kind else "attachment",
+                headers=_AS_IT_IS,
+            )
     if summary is not None and name in (PARQUET, CSV):
         rows = find_rows(place, "faces", video_id)
         if rows is not None:
@@ -91,7 +106,10 @@ def _file(place: Results, video_id: str, name: str) -> Response:
                 path = Path(made.name)
             write_rows(path, rows)
             return FileResponse(
-                path, filename=_called(summary, path.suffix), background=BackgroundTask(path.unlink, missing_ok=True)
+                path,
+                filename=_called(summary, path.suffix),
+                headers=_AS_IT_IS,
+                background=BackgroundTask(path.unlink, missing_ok=True),
             )
     return PlainTextResponse("There is no such file of this video.", 404)
 

@@ -40,20 +40,22 @@ def show() -> None:
         st.error("No emotion model can be read. Install ferflow again.", icon=":material/error:")
         return
     model = _choose(models, in_use)
-    _show_facts(model)
+    metrics = {model.description.version: model.metrics() for model in models}
+    its = metrics[model.description.version]
+    _show_facts(model, its)
     # A place of its own even without a verdict: tabs whose place among the elements changes open their first one again.
     with st.container():
         if model.verdict is not None:
             _show_verdict(model.verdict)
     quality, training, card, versions = st.tabs(["How well it does", "How it learnt", "Card", "All versions"])
     with quality:
-        _show_quality(model)
+        _show_quality(model, its)
     with training:
         _show_training(model.description.history)
     with card:
         _show_card(model)
     with versions:
-        st.html(_versions_html(models, promotions))
+        st.html(_versions_html(models, metrics, promotions))
 
 
 def _choose(models: Sequence[InstalledModel], in_use: str) -> InstalledModel:
@@ -81,9 +83,9 @@ def _state(model: InstalledModel) -> str:
     return "came with ferflow" if model.is_shipped else "installed"
 
 
-def _show_facts(model: InstalledModel) -> None:
+def _show_facts(model: InstalledModel, metrics: Mapping[str, Any]) -> None:
     description = model.description
-    test = _mapping(model.metrics().get("test"))
+    test = _mapping(metrics.get("test"))
     trained = [
         "came with ferflow" if model.is_shipped else "added here",
         f"trained on {description.saved_at[:10]}" if description.saved_at else "",
@@ -112,8 +114,7 @@ def _show_verdict(verdict: Verdict) -> None:
     show("\n".join([heading, "", *(f"- {theme.plain(reason)}" for reason in verdict.reasons)]), icon=":material/gavel:")
 
 
-def _show_quality(model: InstalledModel) -> None:
-    metrics = model.metrics()
+def _show_quality(model: InstalledModel, metrics: Mapping[str, Any]) -> None:
     confusion = _confusion(_mapping(metrics.get("test")).get("confusion"))
     matrix, beside = st.columns((3, 2), gap="large")
     with matrix:
@@ -151,7 +152,8 @@ def _show_training(history: Sequence[Mapping[str, Any]]) -> None:
             shown = True
             st.subheader(title)
             columns = {name: [row[name] for row in rows] for name in rows[0]}
-            st.line_chart(columns, x="epoch", y=["training, varied images", "validation"], y_label=title, height=280)
+            curves = ["training, varied images", "validation"]
+            st.line_chart(columns, x="epoch", y=curves, y_label=title, color=[theme.MUTED, theme.LINK], height=280)
     if not shown:
         st.info("This version does not say how its training went.")
 
@@ -167,13 +169,15 @@ def _show_card(model: InstalledModel) -> None:
     st.markdown("\n".join(lines).replace("![", "["))
 
 
-def _versions_html(models: Sequence[InstalledModel], promotions: Sequence[Promotion]) -> str:
-    rows = "".join(_version_html(model, promotions) for model in models)
+def _versions_html(
+    models: Sequence[InstalledModel], metrics: Mapping[str, Mapping[str, Any]], promotions: Sequence[Promotion]
+) -> str:
+    rows = "".join(_version_html(model, metrics[model.description.version], promotions) for model in models)
     heads = "".join(f"<th>{name}</th>" for name in ("Version", "State", "Accuracy", "Trained", "Why"))
     return f'<table class="ff-versions"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
 
 
-def _version_html(model: InstalledModel, promotions: Sequence[Promotion]) -> str:
+def _version_html(model: InstalledModel, metrics: Mapping[str, Any], promotions: Sequence[Promotion]) -> str:
     reasons = [] if model.verdict is None else [f"{model.verdict.decision}: {' '.join(model.verdict.reasons)}"]
     reasons += [
         f"{'taken into use' if promotion.action == 'promote' else 'taken out of use'} on {promotion.at[:10]}"
@@ -181,7 +185,7 @@ def _version_html(model: InstalledModel, promotions: Sequence[Promotion]) -> str
         for promotion in promotions
         if promotion.version == model.description.version
     ]
-    accuracy = _percent(_mapping(model.metrics().get("test")).get("accuracy"))
+    accuracy = _percent(_mapping(metrics.get("test")).get("accuracy"))
     why = "<br>".join(map(escaped, reasons)) or "–"
     return (
         f'<tr><th scope="row">{escaped(model.description.version)}</th><td>{_state(model)}</td>'

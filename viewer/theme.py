@@ -41,6 +41,11 @@ h1.ff-title {{font-size: 1.75rem; font-weight: 650; line-height: 1.25; margin: 0
 [data-testid="stFileUploaderDropzone"] > * {{flex: none}}
 [data-testid="stFileUploaderDropzone"] span, [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p {{
     color: {MUTED} !important; opacity: 1 !important}}
+[data-testid="stFileUploaderDropzone"] [aria-label="Add files"]::after {{content: "Upload more"; margin-left: .25rem}}
+[data-testid="stFileChips"]:not(:has([data-testid="stFileChipIconSpinner"]))
+    [data-testid="stFileChip"]:not([aria-invalid]) {{display: none}}
+[data-testid="stFileChip"][aria-invalid] [role="alert"] {{position: static !important; clip: auto !important;
+    width: auto !important; height: auto !important}}
 .ff-faces {{display: grid; grid-template-columns: repeat(auto-fill, minmax(min(17rem, 100%), 1fr)); gap: 1rem}}
 .ff-face {{border: 1px solid {LINE}; border-radius: .5rem; padding: 1rem}}
 .ff-face p {{margin: 0 0 .75rem}}
@@ -117,7 +122,7 @@ def capitalised(text: str) -> str:
 def unreadable(what: str, error: Exception) -> None:
     """That something cannot be read, why, and what to do: `what` begins the sentence."""
     why = f"{error.filename}: {error.strerror.lower()}" if isinstance(error, OSError) and error.strerror else str(error)
-    st.error(plain(f"{what} cannot be read. {why.rstrip('.')}."), icon=":material/error:")
+    st.error(plain(f"{what} cannot be read. {capitalised(why).rstrip('.')}."), icon=":material/error:")
     st.caption("If that stays so when you look again, tell whoever runs this page.")
     st.button("Look again", icon=":material/refresh:")
 

@@ -42,6 +42,11 @@ export default function ({ parentElement, data, setTriggerValue }) {
         element.textContent = text
         return element
     }
+    // A little after its beginning, so that no rounding shows the frame before.
+    const move = seconds => {
+        const player = document.querySelector("video.ff-player")
+        if (player) player.currentTime = seconds + 0.001
+    }
     const lanes = parentElement.querySelector(".lanes")
     const held = parentElement.activeElement ? parentElement.activeElement.ariaLabel : null
     lanes.replaceChildren()
@@ -56,7 +61,11 @@ export default function ({ parentElement, data, setTriggerValue }) {
             button.style.width = segment.width + "%"
             button.style.background = segment.color
             button.style.color = segment.ink
-            button.onclick = () => setTriggerValue("jump", segment.start_seconds)
+            button.onclick = () => {
+                // Here too: to whom this moment was shown before, the answer of the page changes nothing.
+                move(segment.start_seconds)
+                setTriggerValue("jump", segment.start_seconds)
+            }
             band.append(button)
         }
         const now = make("div", "now", "")
@@ -75,8 +84,7 @@ export default function ({ parentElement, data, setTriggerValue }) {
     const player = document.querySelector("video.ff-player")
     if (player && player.dataset.at !== String(data.seconds)) {
         player.dataset.at = data.seconds
-        // A little after its beginning, so that no rounding shows the frame before.
-        player.currentTime = data.seconds + 0.001
+        move(data.seconds)
     }
     for (const button of lanes.querySelectorAll("button")) if (held && button.ariaLabel === held) button.focus()
 }

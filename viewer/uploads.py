@@ -2,10 +2,17 @@
 
 import contextlib
 import hashlib
+import os
+import re
+import tempfile
 import threading
+import time
 import unicodedata
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import IO
 
@@ -14,7 +21,7 @@ from ferflow.config import Settings
 from ferflow.errors import VideoError
 from ferflow.frames import VideoReader
 from ferflow.merged_rows import find_video
-from ferflow.storage import Results, content_id, part_file, place
+from ferflow.storage import Results, content_id, is_local, part_file, place, workspace
 from ferflow.watch_settings import WatchSettings
 
 SUFFIXES = (".mp4", ".mov", ".avi", ".flv", ".mkv", ".webm")
@@ -25,8 +32,12 @@ _CHUNK_BYTES = 1 << 20
 _NOT_IN_NAMES = frozenset('<>:"|?*`')
 # Mean something to a system, a shell or a page.
 
+_SCRATCH = Path(tempfile.gettempdir()) / "ferflow-uploads"
+_ABANDONED_SECONDS = 86_400.0
+# A part of this age is of a page that was killed.
+
 _placing = threading.Lock()
-# Two files of one name that come at once get two names.
+# Two files of one name that come into a bucket at once get two names.
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +73,18 @@ def take_upload(file: IO[bytes], name: str, watching: WatchSettings, results: Re
     if earlier is not None and earlier.status == "done":
         return Upload(video_id, safe)
     inbox = place(watching.sources[0])
-    with _placing:
-        target, other = inbox / safe, inbox / f"{Path(safe).stem}-{video_id[:8]}{Path(safe).suffix}"
-        for there in (target, other):
-            # Written anew it would be another file to whoever reads it just now.
-            if there.exists() and content_id(there) == video_id:
-                return Upload(video_id, there.name)
-        if target.exists():
-            target = other
-        # The part lies beside it, hidden, so that the watch passes it over.
-        with part_file(target) as part:
-            _copy(file, part)
-            _check(part, safe, watching.settings)
+    for target in _targets(inbox, safe, video_id):
+        if not target.exists():
+            break
+        # Written anew it would be another file to whoever reads it just now.
+        if content_id(target) == video_id:
+            return Upload(video_id, target.name)
+    with _part_for(inbox) as part:
+        _copy(file, part)
+        _check(part, safe, watching.settings)
+        # Chosen anew: meanwhile somebody may have taken the name.
+        targets = _targets(inbox, safe, video_id)
+        target = next(target for target in targets if _place(part, target) or content_id(target) == video_id)
     return Upload(video_id, target.name)
 
 
@@ -93,6 +104,58 @@ def safe_name(name: str) -> str:
     # Hidden files begin with a dot, half-copied ones with ~, and options with a dash.
     stem = stem.encode()[:_MOST_BYTES_IN_NAME].decode(errors="ignore").strip(" .~-") or "video"
     return f"{stem}.{suffix.lower()}" if suffix else stem
+
+
+def _targets(inbox: Path, name: str, video_id: str) -> Iterator[Path]:
+    """What a video may be called in the inbox: as its owner calls it, or with a part of its hash behind."""
+    yield inbox / name
+    stem, suffix = f"{Path(name).stem}-{video_id[:8]}", Path(name).suffix
+    yield inbox / f"{stem}{suffix}"
+    yield from (inbox / f"{stem}-{number}{suffix}" for number in count(2))
+
+
+@contextlib.contextmanager
+def _part_for(inbox: Path) -> Iterator[Path]:
+    """A file for what is not known to be whole: beside the others and hidden, so that the watch passes it over."""
+    if is_local(inbox):
+        inbox.mkdir(parents=True, exist_ok=True)
+        _clear_abandoned(inbox)
+    part = (inbox if is_local(inbox) else workspace(_SCRATCH)) / f".{uuid.uuid4().hex}.part"
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _clear_abandoned(inbox: Path) -> None:
+    """Remove what a page left behind that was killed."""
+    for path in inbox.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if re.fullmatch(r"\.[0-9a-f]{32}", path.stem) and time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink()
+
+
+def _place(part: Path, target: Path) -> bool:
+    """Give a whole file its name, unless another has it."""
+    if not is_local(target):
+        with _placing:
+            if target.exists():
+                return False
+            with part_file(target) as sent:
+                part.replace(sent)
+        return True
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        return False
+    except OSError:
+        # A disk without hard links.
+        try:
+            target.open("xb").close()
+        except FileExistsError:
+            return False
+        os.replace(part, target)
+    return True
 
 
 def _content_id(file: IO[bytes], name: str, max_mb: int) -> str:

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import streamlit as st
 
 from ferflow.emotions import EMOTIONS
-from ferflow.errors import FerflowError
+from ferflow.errors import FerflowError, VideoError
 from ferflow.frames import read_frame_times
 from ferflow.merged_rows import find_faces, find_rows, find_video
 from ferflow.records import FaceColumns, Segment, VideoSummary
@@ -26,6 +26,12 @@ _FACES_BESIDE = 2
 # More of them stand below the picture.
 _ABOUT_AS_LONG = 0.05
 # Two emotions whose shares differ by less are both named.
+_ZERO = datetime(2000, 1, 1)
+# From it the slider counts the time of a video.
+_FACE_TIME = "the time with a face"
+_DAMAGED = (
+    "The annotated copy of this video is damaged. Run `ferflow analyze --force` on the video to have it made anew."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +48,10 @@ class _Found:
     """int (n,), the emotion that each row's face is labelled with: averaged over half a second."""
     counts: Sequence[int]
     """Faces that are labelled with each of EMOTIONS."""
-    annotated: Path | None
-    """The annotated video on this machine."""
     times: np.ndarray
-    """When each frame of it appears."""
+    """When each frame of the annotated video appears; none if that cannot be shown."""
+    no_player: str
+    """Why that cannot be shown; empty if it can."""
 
 
 def show() -> None:
@@ -64,9 +70,12 @@ def show() -> None:
             return
         with st.spinner("Reading what was found …"):
             found = _find(video_id, summary.processed_at)
-        if found.annotated is not None and not found.annotated.exists():
-            # Removed since it was found.
-            found = replace(found, annotated=None, times=np.zeros(0))
+            annotated = files.local_file(results(), summary.annotated_path)
+        if annotated is not None:
+            try:
+                found = replace(found, times=_frame_times(annotated, summary.processed_at), no_player="")
+            except VideoError:
+                found = replace(found, no_player=_DAMAGED)
     except (FerflowError, OSError) as error:
         theme.title("This video cannot be shown", "")
         theme.unreadable("Its result", error)
@@ -89,8 +98,8 @@ def sentence(summary: VideoSummary) -> str:
     shares = sorted(zip(summary.emotion_shares, EMOTIONS, strict=True), key=lambda pair: -pair[0])
     (most, emotion), (almost, other) = shares[:2]
     if most - almost < _ABOUT_AS_LONG:
-        return f"{who} in {length} of video, mostly {emotion} and {other}: {most:.0%} and {almost:.0%} of the time."
-    return f"{who} in {length} of video, mostly {emotion}: {most:.0%} of the time."
+        return f"{who} in {length} of video, mostly {emotion} and {other}: {most:.0%} and {almost:.0%} of {_FACE_TIME}."
+    return f"{who} in {length} of video, mostly {emotion}: {most:.0%} of {_FACE_TIME}."
 
 
 def name_of(summary: VideoSummary) -> str:
@@ -111,17 +120,29 @@ def _find(video_id: str, processed_at: datetime) -> _Found:
     segments = [Segment(**{name: row[name] for name in Segment.__dataclass_fields__}) for row in rows.to_pylist()]
     tracks, inverse = np.unique(faces.track_id, return_inverse=True)
     seconds = np.bincount(inverse, weights=faces.frame_seconds, minlength=len(tracks))
-    labels = emotion_of_rows(faces, segments)
-    annotated = files.local_file(place, summary.annotated_path)
+    try:
+        labels = emotion_of_rows(faces, segments)
+    except ValueError as error:
+        raise FerflowError(
+            "Its tables are of two analyses: it is being analysed anew, or that was cut off. Look again in a moment, "
+            "and if that stays so run `ferflow analyze --force` on it."
+        ) from error
     return _Found(
         faces=faces,
         segments=segments,
         tracks=tracks[np.argsort(-seconds, kind="stable")].tolist(),
         labels=labels,
         counts=np.bincount(labels, minlength=len(EMOTIONS)).tolist(),
-        annotated=annotated,
-        times=np.zeros(0) if annotated is None else read_frame_times(annotated),
+        times=np.zeros(0),
+        no_player="There is no annotated copy of this video: it was analysed without, or the file was removed.",
     )
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _frame_times(annotated: Path, processed_at: datetime) -> np.ndarray:
+    """Read when each frame appears; those of another analysis are others."""
+    del processed_at  # Tells the cache.
+    return read_frame_times(annotated)
 
 
 def _nothing(title: str, advice: str) -> None:
@@ -163,8 +184,8 @@ def _show(summary: VideoSummary, found: _Found) -> None:
 
 
 def _show_player(summary: VideoSummary, found: _Found) -> None:
-    if found.annotated is None:
-        st.info("There is no annotated copy of this video: it was analysed without, or the file was removed.")
+    if found.no_player:
+        st.info(found.no_player)
         return
     url = files.url_of(summary.video_id, files.ANNOTATED)
     assert summary.info is not None
@@ -182,11 +203,11 @@ def _show_shares(summary: VideoSummary, found: _Found) -> None:
             st.write("Faces that are very small, turned away, covered or dark may be missed.")
         return
     with theme.card():
-        st.markdown("**Share of the time, and number of faces**")
+        st.markdown("**Share of the time with a face, and number of faces**")
         theme.bars(
             summary.emotion_shares,
             [f"{share:.0%} · {count:,}" for share, count in zip(summary.emotion_shares, found.counts, strict=True)],
-            label="Share of the time of each emotion",
+            label="Share of the time with a face of each emotion",
         )
 
 
@@ -221,7 +242,7 @@ def _show_moments(summary: VideoSummary, found: _Found, at: str) -> None:
         track = None
     if len(found.times):
         st.subheader("Frame by frame")
-        _show_frame(found, video_id, at, track)
+        _show_frame(summary, found, at, track)
 
 
 def _choose_track(found: _Found, video_id: str) -> int | None:
@@ -235,19 +256,18 @@ def _choose_track(found: _Found, video_id: str) -> int | None:
     return options[st.pills("Person", list(options), default="Everyone", required=True, key=key)]
 
 
-def _show_frame(found: _Found, video_id: str, at: str, track: int | None) -> None:
+def _show_frame(summary: VideoSummary, found: _Found, at: str, track: int | None) -> None:
     times = found.times
-    _show_slider(times, video_id, at)
+    _show_slider(times, summary.video_id, at)
     seconds = float(times[st.session_state[at]])
     shown = [face for face in faces_at(found.faces, found.labels, seconds) if track in (None, face.track_id)]
     is_beside = len(shown) <= _FACES_BESIDE
     left, right = st.columns([3, 2], gap="medium")
     with left:
-        assert found.annotated is not None
-        picture = frame_jpeg(found.annotated, seconds)
-        place = f"Frame {st.session_state[at]:,} of 0 to {len(times) - 1:,}, at {_exact(seconds)}"
+        picture = _picture(summary, seconds)
+        place = f"Frame {st.session_state[at]:,} (the last is {len(times) - 1:,}), at {_exact(seconds)}"
         if picture is None:
-            st.warning("This frame cannot be decoded.")
+            st.warning("This frame cannot be shown: it is damaged, or the annotated video was removed.")
         else:
             st.image(picture, width="stretch", alt=place)
             st.caption(place)
@@ -256,7 +276,19 @@ def _show_frame(found: _Found, video_id: str, at: str, track: int | None) -> Non
             theme.empty("No face in this frame." if track is None else f"#{track} is not in this frame.", "")
             return
         theme.html(f'<div class="ff-faces">{"".join(map(_face_html, shown[:_MOST_LANES]))}</div>')
-        st.caption("The bars are of this frame alone; a label averages over half a second.")
+        hidden = len(shown) - _MOST_LANES
+        more = f"{hidden} more {'face is' if hidden == 1 else 'faces are'} in this frame. " if hidden > 0 else ""
+        st.caption(f"{more}The bars are of this frame alone; a label averages over half a second.")
+
+
+def _picture(summary: VideoSummary, seconds: float) -> bytes | None:
+    """A frame of the annotated video; None if that is gone since the page was opened, or damaged there."""
+    try:
+        # Looked for anew: of a bucket's file the copy on this machine may have made room for others.
+        annotated = files.local_file(results(), summary.annotated_path)
+        return None if annotated is None else frame_jpeg(annotated, seconds)
+    except (FerflowError, OSError):
+        return None
 
 
 def _face_html(face: ShownFace) -> str:
@@ -276,7 +308,11 @@ def _show_slider(times: np.ndarray, video_id: str, at: str) -> None:
 
     def slide() -> None:
         value = st.session_state[slider]
-        st.session_state[at] = int(value) if unit == "frames" else _nearest(times, value)
+        if unit == "frames":
+            st.session_state[at] = int(value)
+        else:
+            # The nearest, not the one before: so each step of the slider is a step.
+            st.session_state[at] = int(np.abs(times - (value - _ZERO).total_seconds()).argmin())
 
     def step(by: int) -> None:
         st.session_state[at] = min(max(st.session_state[at] + by, 0), last)
@@ -294,17 +330,22 @@ def _show_slider(times: np.ndarray, video_id: str, at: str) -> None:
         st.session_state[slider] = index
         st.slider("Frame", 0, last, key=slider, on_change=slide)
     else:
-        st.session_state[slider] = float(times[index])
-        step_seconds = float(np.median(np.diff(times)))
+        st.session_state[slider] = _moment(times[index])
         st.slider(
-            "Time", float(times[0]), float(times[-1]), step=step_seconds, format="%.2f s", key=slider, on_change=slide
+            "Time",
+            _moment(times[0]),
+            _moment(times[-1]),
+            step=_moment(np.median(np.diff(times))) - _ZERO,
+            format="m:ss.SS" if times[-1] < 3600 else "H:mm:ss.SS",
+            key=slider,
+            on_change=slide,
         )
 
 
 def _show_downloads(summary: VideoSummary, found: _Found) -> None:
     st.subheader("Download")
     there = [(files.PARQUET, "Rows as Parquet"), (files.CSV, "Rows as CSV")]
-    there += [(files.ANNOTATED, "Annotated video")] if found.annotated else []
+    there += [(files.ANNOTATED, "Annotated video")] if not found.no_player else []
     there += [(files.TIMELINE, "Timeline picture")] if summary.timeline_path else []
     links = "".join(
         f'<a class="ff-download" download href="{files.url_of(summary.video_id, name)}">{label}</a>'
@@ -346,8 +387,14 @@ def _nearest(times: np.ndarray, seconds: float) -> int:
     return max(int(np.searchsorted(times, seconds + 1e-3, side="right")) - 1, 0)
 
 
+def _moment(seconds: float) -> datetime:
+    """A moment as the slider takes it: on some day."""
+    return _ZERO + timedelta(microseconds=round(float(seconds) * 1e6))
+
+
 def _exact(seconds: float) -> str:
-    """A moment to the hundredth."""
-    minutes, rest = divmod(seconds, 60)
-    hours, minutes = divmod(int(minutes), 60)
-    return f"{hours}:{minutes:02d}:{rest:05.2f}" if hours else f"{minutes}:{rest:05.2f}"
+    """A moment to the hundredth, cut off like that of the slider."""
+    minutes, hundredths = divmod(round(seconds * 1e6) // 10_000, 6000)
+    hours, minutes = divmod(minutes, 60)
+    rest = f"{hundredths // 100:02d}.{hundredths % 100:02d}"
+    return f"{hours}:{minutes:02d}:{rest}" if hours else f"{minutes}:{rest}"

@@ -22,7 +22,7 @@ _VIDEOS_A_PAGE = 50
 _MOST_AT_WORK = 3
 _LOOK_SECONDS = 3.0
 _MOST_FOLDERS = 500
-# In the list to choose from and in the table of totals.
+# In the table of totals.
 
 
 def show() -> None:
@@ -99,7 +99,12 @@ def _choose(library: Library) -> tuple[Choice, Order]:
             width=240,
         )
         order: Order = st.selectbox("Order", ORDERS, key="order", bind="query-params", width=160)
-    return Choice(text or "", status, emotion, folder or ""), order
+    asked = Choice(text or "", status, emotion, folder or ""), order
+    if st.session_state.get("asked", asked) != asked:
+        # Of other videos, or in another order, the same page shows something else.
+        st.session_state["page"] = 1
+    st.session_state["asked"] = asked
+    return asked
 
 
 def _forget_choice() -> None:
@@ -109,7 +114,7 @@ def _forget_choice() -> None:
 
 def _folders_to_choose(library: Library) -> list[str]:
     """Every folder with videos, and those that hold several of them."""
-    folders = [totals.folder for totals in library.folders(Choice())][:_MOST_FOLDERS]
+    folders = [totals.folder for totals in library.folders(Choice())]
     parents: dict[str, set[str]] = {}
     for folder in folders:
         parent, _, name = folder.rpartition("/")
@@ -258,7 +263,8 @@ def _duration(seconds: float) -> str:
 
 def _said_duration(seconds: float) -> str:
     """The same where no heading tells that it is a duration: `3:05 min`."""
-    unit = "" if seconds < 60 or seconds >= 360_000 else " min" if seconds < 3600 else " h"
+    # As rounded as it is shown.
+    unit = "" if seconds < 60 or round(seconds) >= 360_000 else " min" if round(seconds) < 3600 else " h"
     return _duration(seconds) + unit
 
 

@@ -170,7 +170,7 @@ def environment(server: Server, folder: Path) -> dict[str, str]:
 
 
 def test_two_workers_make_the_pieces_of_one_video(server, make_video, astronaut, tmp_path):
-    frames, seen_a_second = 21_000, 20
+    frames, seen_a_second = 21_000, 15
     face = np.ascontiguousarray(astronaut[:256:2, 96:352:2])
     video = make_video(tmp_path / "long.mp4", frame_count=frames, fps=30, image=face, options={"preset": "ultrafast"})
     results = tmp_path / "results"

@@ -362,7 +362,7 @@ def test_several_files_of_all_kinds_are_dropped_at_once(viewer, page, make_video
     ]
     drop(page, viewer.url, *files)
     for file in files:
-        expect(page.get_by_text(file.name, exact=True)).to_be_visible()
+        expect(page.locator("strong", has_text=file.name)).to_be_visible()
     expect(page.get_by_text("One person in 0.5 s of video")).to_have_count(len(files), timeout=180_000)
     expect(page.get_by_role("link", name="See when, and who")).to_have_count(len(files))
 

@@ -41,7 +41,8 @@ h1.ff-title {{font-size: 1.75rem; font-weight: 650; line-height: 1.25; margin: 0
 [data-testid="stFileUploaderDropzone"] > * {{flex: none}}
 [data-testid="stFileUploaderDropzone"] span, [data-testid="stCaptionContainer"], [data-testid="stCaptionContainer"] p {{
     color: {MUTED} !important; opacity: 1 !important}}
-[data-testid="stFileUploaderDropzone"] [aria-label="Add files"]::after {{content: "Upload more"; margin-left: .25rem}}
+[data-testid="stFileUploaderDropzone"] [aria-label="Add files"] {{width: auto; white-space: nowrap; color: {LINK}}}
+[data-testid="stFileUploaderDropzone"] [aria-label="Add files"]::after {{content: "Upload more"}}
 [data-testid="stFileChips"]:not(:has([data-testid="stFileChipIconSpinner"]))
     [data-testid="stFileChip"]:not([aria-invalid]) {{display: none}}
 [data-testid="stFileChip"][aria-invalid] [role="alert"] {{position: static !important; clip: auto !important;

@@ -203,7 +203,7 @@ def _show_shares(summary: VideoSummary, found: _Found) -> None:
             st.write("Faces that are very small, turned away, covered or dark may be missed.")
         return
     with theme.card():
-        st.markdown("**Share of the time with a face, and number of faces**")
+        st.markdown("**Share of face time, number of faces**")
         theme.bars(
             summary.emotion_shares,
             [f"{share:.0%} · {count:,}" for share, count in zip(summary.emotion_shares, found.counts, strict=True)],

@@ -662,12 +662,17 @@ def test_a_clip_does_not_wait_for_a_long_video_and_who_cancels_one_run_stops_tha
         eventually(lambda: list((watch.results / ".claims").glob("*.0")), "work to begin")
         shutil.copy(clips[0], inbox)
         eventually(lambda: rows(watch.results) == {clips[0].name: "done"}, "the clip, while the other is at work")
+        running = lambda: {  # noqa: E731
+            run["name"].split(": ")[-1]: run["id"]
+            for run in runs_on(server, before)
+            if run["state"]["type"] == "RUNNING"
+        }
+        eventually(lambda: running().keys() == {"long.mp4"}, "the end of the clip's run")
         shutil.copy(other, inbox)
-        running = lambda: [run for run in runs_on(server, before) if run["state"]["type"] == "RUNNING"]  # noqa: E731
-        long, later = eventually(lambda: len(running()) == 2 and running(), "two at once")
-        server.ask(f"flow_runs/{later['id']}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+        eventually(lambda: running().keys() == {"long.mp4", "other.mp4"}, "two at once")
+        server.ask(f"flow_runs/{running()['other.mp4']}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
         eventually(lambda: "is left alone until its file changes" in watch.said, "a sentence")
-        assert [run["id"] for run in running()] == [long["id"]]
+        assert running().keys() == {"long.mp4"}
         eventually(lambda: rows(watch.results).get("long.mp4") == "done", "the first")
         assert watch.said.count("is left alone") == 1
     assert sorted(rows(watch.results)) == [clips[0].name, "long.mp4"]

@@ -239,17 +239,17 @@ def split_big(path: Path) -> Iterator[Part]:
             first += entry.row_count
 
 
-def find_big(folder: Path, video_id: str, *, look_again: bool = True) -> Place | None:
+def find_big(folder: Path, video_id: str) -> Place | None:
     """Find the big file of a table that holds a video.
 
     Args:
         folder: the folder of the table.
         video_id: hash of the video's bytes.
-        look_again: list the folder if no file that is known from before holds it.
 
     Raises:
         VideoError: a big file is damaged.
     """
+    look_again = True
     for attempt in range(2):
         with _known_lock:
             known = _known.get(folder)

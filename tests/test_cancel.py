@@ -130,7 +130,7 @@ def test_a_retry_goes_on_with_the_stage_at_which_the_run_was_cancelled(serving, 
     big = np.repeat(np.repeat(astronaut, 2, axis=0), 2, axis=1)
     sources = [
         make_video(tmp_path / "inbox" / "a.mp4", frame_count=3, image=astronaut),
-        make_video(tmp_path / "inbox" / "b.mp4", frame_count=300, image=big, options={"preset": "ultrafast"}),
+        make_video(tmp_path / "inbox" / "b.mp4", frame_count=600, image=big, options={"preset": "ultrafast"}),
     ]
     results = tmp_path / "results"
     (deployment,) = deployments(serving)

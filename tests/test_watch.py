@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -538,6 +538,26 @@ def command(
         yield Command(process, log, folder / "inbox", folder / "results")
     finally:
         end(process)
+        # Shown where the test fails.
+        sys.stderr.write(log.read_text()[-10_000:])
+
+
+@pytest.fixture(scope="module")
+def long_video(make_video, astronaut, tmp_path_factory) -> Path:
+    """A video that no machine has done before somebody stops it."""
+    return make_long_video(make_video, astronaut, tmp_path_factory.mktemp("long") / "long.mp4", frame_count=12_000)
+
+
+def make_long_video(make_video: Callable[..., Path], astronaut: np.ndarray, path: Path, *, frame_count: int) -> Path:
+    face = np.ascontiguousarray(astronaut[:256, 96:352])
+    return make_video(path, frame_count=frame_count, fps=30, image=face, options={"preset": "ultrafast"})
+
+
+def inbox_with(video: Path, folder: Path) -> Path:
+    inbox = folder / "inbox"
+    inbox.mkdir()
+    shutil.copy(video, inbox)
+    return inbox
 
 
 def runs_on(server: Server, since: int = 0) -> list[Any]:
@@ -608,11 +628,8 @@ def test_two_watches_on_a_server_do_whatever_comes_once(server, clips, tmp_path)
     assert server.ask("task_runs/count", **of_these) == 201
 
 
-def test_a_watch_that_is_asked_to_end_stops_in_seconds_and_the_next_goes_on(
-    server, make_video, astronaut, clips, tmp_path
-):
-    (tmp_path / "inbox").mkdir()
-    make_video(tmp_path / "inbox" / "long.mp4", frame_count=900, fps=30, image=astronaut)
+def test_a_watch_that_is_asked_to_end_stops_in_seconds_and_the_next_goes_on(server, long_video, clips, tmp_path):
+    inbox_with(long_video, tmp_path)
     before = len(runs_on(server))
     with command(tmp_path, server.environment) as watch:
         eventually(lambda: list((watch.results / ".parts").glob("*/*")), "work to begin")
@@ -631,9 +648,8 @@ def test_a_watch_that_is_asked_to_end_stops_in_seconds_and_the_next_goes_on(
         eventually(lambda: rows(watch.results) == {clips[0].name: "done"}, "the row")
 
 
-def test_a_run_that_somebody_cancels_is_not_begun_again(server, make_video, astronaut, clips, tmp_path):
-    (tmp_path / "inbox").mkdir()
-    make_video(tmp_path / "inbox" / "long.mp4", frame_count=900, fps=30, image=astronaut)
+def test_a_run_that_somebody_cancels_is_not_begun_again(server, long_video, clips, tmp_path):
+    inbox_with(long_video, tmp_path)
     before = len(runs_on(server))
     with command(tmp_path, server.environment, config="sweep_seconds = 1.0") as watch:
         eventually(lambda: list((watch.results / ".parts").glob("*/*")), "work to begin")
@@ -650,13 +666,10 @@ def test_a_run_that_somebody_cancels_is_not_begun_again(server, make_video, astr
 
 
 def test_a_clip_does_not_wait_for_a_long_video_and_who_cancels_one_run_stops_that_one(
-    server, make_video, astronaut, clips, tmp_path
+    server, long_video, make_video, astronaut, clips, tmp_path
 ):
-    inbox = tmp_path / "inbox"
-    inbox.mkdir()
-    small = {"image": np.ascontiguousarray(astronaut[:256, 96:352]), "options": {"preset": "ultrafast"}}
-    make_video(inbox / "long.mp4", frame_count=12_000, fps=30, **small)
-    other = make_video(tmp_path / "other.mp4", frame_count=6_000, fps=30, **small)
+    inbox = inbox_with(long_video, tmp_path)
+    other = make_long_video(make_video, astronaut, tmp_path / "other.mp4", frame_count=6_000)
     before = len(runs_on(server))
     with command(tmp_path, server.environment) as watch:
         eventually(lambda: list((watch.results / ".claims").glob("*.0")), "work to begin")
@@ -683,7 +696,7 @@ def test_what_a_killed_watch_was_at_is_done_by_the_next(server, make_video, astr
     """Seen to fail: where `Claims._is_free` did not see that the owner is dead, nothing was done for the minute that
     was waited."""
     (tmp_path / "inbox").mkdir()
-    make_video(tmp_path / "inbox" / "long.mp4", frame_count=200, fps=30, image=astronaut)
+    make_video(tmp_path / "inbox" / "long.mp4", frame_count=900, fps=30, image=astronaut)
     with command(tmp_path, server.environment) as watch:
         eventually(lambda: list((watch.results / ".parts").glob("*/*")), "work to begin")
         watch.process.kill()

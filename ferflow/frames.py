@@ -94,6 +94,10 @@ _SEEK_EARLIER_SECONDS = (0, 1, 15)
 # frame looked for, and in a transport stream to any frame; then it is tried again from earlier on.
 
 
+_MOST_OBLONG, _SQUARE_ENOUGH = 4, 0.02
+# Width of a pixel over its height; what is beyond is a mistake of the file. Many have 1.001, from rounding their size.
+
+
 class VideoReader:
     """A video file, opened and found to hold at least one frame; read it with `frames`, once.
 
@@ -131,16 +135,15 @@ class VideoReader:
         except BaseException:
             self._container.close()
             raise
-        rotated = self._first.rotation % 180 != 0
-        self.width: int = self._first.height if rotated else self._first.width
-        """Pixels across, as a viewer sees the picture."""
-        self.height: int = self._first.width if rotated else self._first.height
-        """Pixels down, as a viewer sees the picture."""
+        width, height = self._first.width, self._first.height
+        with_square_pixels = _square(width, height, self._stream.sample_aspect_ratio, limits)
+        width, height = with_square_pixels if self._first.rotation % 180 == 0 else with_square_pixels[::-1]
+        self.width: int = width
+        """Pixels across, as a viewer sees the picture: upright, and each pixel as wide as it is high."""
+        self.height: int = height
+        """Pixels down."""
         self.rate: Fraction = Fraction(self._stream.average_rate or 1 / _USUAL_STEP)
         """Frames a second as the file states it: a hint, never a clock."""
-        aspect = Fraction(self._stream.codec_context.sample_aspect_ratio or 1)
-        self.pixel_aspect: Fraction = (1 / aspect if rotated else aspect) if aspect > 0 else Fraction(1)
-        """Width of a pixel over its height, as a viewer sees it."""
 
     def __enter__(self) -> Self:
         return self
@@ -577,7 +580,6 @@ def rewrite_video(
                 size_wh,
                 rate=reader.rate,
                 time_base=reader.time_base,
-                pixel_aspect=reader.pixel_aspect,
             )
             sound = _sound_packets(sound_source, output)
             for packet in heapq.merge(pictures, sound, key=_decoding_time):
@@ -653,7 +655,6 @@ def _encoded(
     *,
     rate: Fraction,
     time_base: Fraction,
-    pixel_aspect: Fraction = Fraction(1),
 ) -> Iterator[av.Packet[Any]]:
     """Add the video stream; the iterator then takes the frames and encodes them."""
     video = output.add_stream("libx264", options=_ENCODING)
@@ -662,8 +663,7 @@ def _encoded(
     encoder.pix_fmt = "yuv420p"
     encoder.framerate = rate
     encoder.time_base = max(time_base, _FINEST_TIME_BASE)
-    # Pixels that are not square stay so; scaling to an even size changes their shape by less than one in the picture.
-    encoder.sample_aspect_ratio = pixel_aspect
+    encoder.sample_aspect_ratio = Fraction(1)
     encoder.colorspace = Colorspace.ITU601  # What OpenCV converts to (BT.601); primaries and curve are the source's.
     encoder.color_primaries = ColorPrimaries.BT709
     encoder.color_trc = ColorTrc.BT709
@@ -775,6 +775,17 @@ def _written_size(width: int, height: int, max_short_side_px: int | None) -> tup
         longest = max_short_side_px * 16 / 9
         scale = min(1.0, max_short_side_px / min(width, height), longest / max(width, height))
     return _even(width * scale), _even(height * scale)
+
+
+def _square(width: int, height: int, aspect: Fraction | None, limits: Limits) -> tuple[int, int]:
+    """The size at which a picture of oblong pixels, as on DV tapes, DVDs and in broadcasts, has square ones.
+
+    The side that is too short grows, so that nothing is lost.
+    """
+    if not aspect or not 1 / _MOST_OBLONG <= aspect <= _MOST_OBLONG or abs(aspect - 1) < _SQUARE_ENOUGH:
+        return width, height
+    size = (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
+    return size if size[0] * size[1] <= limits.max_pixels else (width, height)
 
 
 def _even(length_px: float) -> int:

@@ -119,6 +119,7 @@ def _make_video(
     audio_seconds: float = 0,
     image: np.ndarray | Callable[[int], np.ndarray] | None = None,
     options: dict[str, str] | None = None,
+    pixel_aspect: str = "1/1",
 ) -> Path:
     """Encode a video.
 
@@ -135,6 +136,7 @@ def _make_video(
         image: uint8 (height, width, 3) RGB shown in every frame, or what makes one of a frame's index;
             None is a grey ramp that moves, different in each frame and without a face.
         options: further options of the encoder.
+        pixel_aspect: width of a pixel over its height.
     """
     ramp = (np.indices((height, width)).sum(axis=0) % 256).astype(np.uint8)
 
@@ -153,6 +155,7 @@ def _make_video(
         video: Any = output.add_stream(codec, rate=Fraction(fps), options=options or {})
         video.width, video.height, video.pix_fmt = width, height, pix_fmt
         video.codec_context.time_base = time_base
+        video.codec_context.sample_aspect_ratio = Fraction(pixel_aspect)
         if pts is not None:
             # MP4 adds up decoding times, which are not those of showing where frames are reordered.
             video.codec_context.max_b_frames = 0

@@ -112,6 +112,45 @@ def test_a_rotated_video_is_seen_upright(make_video, tmp_path, astronaut):
     assert np.abs(image.astype(int) - upright).mean() < 12
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec", "stored_wh", "aspect"),
+    [
+        (".mp4", "libx264", (256, 512), "2/1"),
+        (".mkv", "mpeg4", (352, 512), "16/11"),
+        (".ts", "libx264", (512, 288), "9/16"),
+    ],
+)
+def test_a_video_whose_pixels_are_oblong_is_seen_as_a_player_shows_it(
+    make_video, tmp_path, astronaut, suffix, codec, stored_wh, aspect
+):
+    """Seen to fail: faces were looked for in the picture as it is stored, narrow or flat."""
+    stored = cv2.resize(astronaut, stored_wh, interpolation=cv2.INTER_AREA)
+    source = make_video(
+        tmp_path / f"squeezed{suffix}", frame_count=3, fps=25, codec=codec, image=stored, pixel_aspect=aspect
+    )
+    with VideoReader(source) as reader:
+        assert (reader.width, reader.height) == (reader.info.width, reader.info.height) == (512, 512)
+        image = next(reader.frames()).image_rgb
+    assert np.abs(image.astype(int) - astronaut).mean() < 12
+    rewrite_video(source, tmp_path / "copy.mp4", lambda _: None)
+    with av.open(tmp_path / "copy.mp4") as copy:
+        assert copy.streams.video[0].sample_aspect_ratio == 1
+        assert (copy.streams.video[0].width, copy.streams.video[0].height) == (512, 512)
+
+
+@pytest.mark.parametrize("aspect", ["1/200", "200/1", "1281/1280", "0/1"])
+def test_a_shape_of_pixels_that_cannot_be_or_hardly_differs_is_not_heeded(make_video, tmp_path, aspect):
+    source = make_video(tmp_path / "clip.mp4", frame_count=2, pixel_aspect=aspect)
+    with VideoReader(source) as reader:
+        assert (reader.width, reader.height) == (320, 240)
+
+
+def test_a_picture_is_not_made_larger_than_the_limits_allow(make_video, tmp_path):
+    source = make_video(tmp_path / "clip.mp4", frame_count=2, pixel_aspect="3/1")
+    with VideoReader(source, limits=Limits(max_megapixels=0.1)) as reader:
+        assert (reader.width, reader.height) == (320, 240)
+
+
 BROKEN = {
     "empty.mp4": (b"", "the file is empty"),
     "text.mp4": (b"Dear all,\nhere is the video.\n" * 40, "this is a text file"),

@@ -58,6 +58,9 @@ def random_crops(count: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny network with random weights, saved."""
+    import keras
+
+    keras.utils.set_random_seed(3)
     network = build_emotion_cnn(widths=(8, 16), blocks=(0, 1), temperature=1.3)
     parent = tmp_path_factory.mktemp("models")
     directory = save_model(parent, network, description=DESCRIPTION)

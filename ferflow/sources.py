@@ -208,6 +208,7 @@ def plan_jobs(
     model_version: Callable[[], str],
     settings: Settings,
     force: bool = False,
+    only_help: bool = False,
     claims: Claims | None = None,
 ) -> Iterator[Job]:
     """What is to be done about each video, one after the other; of the same content only once.
@@ -221,6 +222,7 @@ def plan_jobs(
             while a long run goes on.
         settings: the settings to use.
         force: do again what has been done.
+        only_help: leave out all but those that another run is at work on.
         claims: those of this process in the results folder; None for claims of their own.
 
     Raises:
@@ -241,7 +243,9 @@ def plan_jobs(
             row = None if force else _row(video_id, results)
             earlier = _current(row, results, version, settings)
             is_elsewhere = False
-            if earlier is None:
+            if only_help:
+                is_elsewhere = earlier is None and claims.is_held(video_id)
+            elif earlier is None:
                 if file is source and not is_local(source):
                     with _faults_told(source):
                         file = held.enter_context(fetched(source))
@@ -274,7 +278,10 @@ def plan_jobs(
         except SourceError as error:
             fault = str(error).removeprefix(f"{source}: ")
             job = Job(source, source, unreadable_id(source), None, version, None, fault=fault)
-        yield job
+        if only_help and not job.is_elsewhere:
+            job.close()
+        else:
+            yield job
 
 
 class KnownSources:

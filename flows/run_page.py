@@ -150,6 +150,8 @@ class RunPage:
                 else f"{self._counts()} Cancelled when everything was done."
             )
             return Cancelled(message=message, data=StoppedError(message))
+        if not self._outcomes:  # Only of a further run: any other hears of each of its videos.
+            return Completed(message="There is nothing left to help with.", data=self._outcomes)
         failed = [summary for _, summary in self._outcomes if summary is not None and summary.status == "failed"]
         if not failed:
             return Completed(message=self._counts(), data=self._outcomes)

@@ -29,6 +29,7 @@ from ferflow.storage import (
     holding_tables,
     is_local,
     list_files,
+    printable,
     reach,
     stat_file,
     unreadable_id,
@@ -76,6 +77,11 @@ class Job:
     """Whether another run has taken it over meanwhile, because this process was not seen for long."""
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False, repr=False)
     """The claim on the video and the copy of its file."""
+
+    @property
+    def name(self) -> str:
+        """Of the file, without its folder, as text of one line: a name may hold anything."""
+        return printable(self.source.name)
 
     @contextlib.contextmanager
     def at_hand(self) -> Iterator[Path]:

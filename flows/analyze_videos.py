@@ -18,7 +18,7 @@ from pydantic import Field
 from ferflow.config import Settings, load_settings
 from ferflow.errors import ConfigError, FerflowError, StoppedError
 from ferflow.sources import find_videos, open_results, plan_jobs
-from ferflow.storage import place
+from ferflow.storage import place, printable
 from flows.each_video import Stages, default_workers, process_each
 from flows.more_hands import HELPS
 from flows.on_ray import on_ray
@@ -52,8 +52,8 @@ def _name_run() -> str:
     try:
         count = len(find_videos(sources))
     except FerflowError:
-        return f"analyze: {names}"
-    return f"analyze {_videos(count)}: {names}"
+        return printable(f"analyze: {names}")
+    return printable(f"analyze {_videos(count)}: {names}")
 
 
 @flow(flow_run_name=_name_run, persist_result=False)
@@ -90,9 +90,7 @@ def analyze_videos(
         only_help = HELPS in flow_run.tags
         with RunPage(len(videos), folder, stop) as page, on_ray(ray, stages) as stages, _disk_at_fault(folder.root):
             process_each(
-                plan_jobs(
-                    videos, folder, model_version=in_use, settings=settings, force=force, only_help=only_help
-                ),
+                plan_jobs(videos, folder, model_version=in_use, settings=settings, force=force, only_help=only_help),
                 folder,
                 stages,
                 settings=settings,

@@ -31,7 +31,7 @@ from prefect.states import Cancelled, Completed, Failed
 from ferflow.errors import StoppedError
 from ferflow.records import VideoSummary
 from ferflow.sources import Job
-from ferflow.storage import Results, utf8
+from ferflow.storage import Results, printable, utf8
 from flows.more_hands import ask_for_hands, send_home
 from flows.report import describe
 from flows.video_page import describe_video, page_key
@@ -138,7 +138,7 @@ class RunPage:
         """Keep it for the next look; say now what is wrong."""
         self._finish(job, summary)
         if summary.status == "failed":
-            self._logger.warning(describe(summary))
+            self._logger.warning(printable(describe(summary)))
 
     def state(self) -> State[Any]:
         """How the run ended: failed only if every video did. To be asked for when the page is closed."""
@@ -155,7 +155,7 @@ class RunPage:
         failed = [summary for _, summary in self._outcomes if summary is not None and summary.status == "failed"]
         if not failed:
             return Completed(message=self._counts(), data=self._outcomes)
-        named = [describe(summary).replace(": failed: ", ": ", 1) for summary in failed[:_NAMED_IN_STATE]]
+        named = [printable(describe(summary)).replace(": failed: ", ": ", 1) for summary in failed[:_NAMED_IN_STATE]]
         if len(failed) > _NAMED_IN_STATE:
             named.append(f"And {len(failed) - _NAMED_IN_STATE} more, see the table.")
         message = f"{self._counts()} {' '.join(named)}"
@@ -205,7 +205,7 @@ class RunPage:
             if stage == "faces" and expected is not None and job.video_id not in self._asked_for:
                 # If that fails, the next look asks once more; the server begins none of the runs twice.
                 if hands := ask_for_hands(client, self._run_id, job, expected):
-                    self._logger.info("%s: long; further runs that take a share in it: %d", _name(job), len(hands))
+                    self._logger.info("%s: long; further runs that take a share in it: %d", job.name, len(hands))
                     self._hands += hands
                 self._asked_for.add(job.video_id)
 
@@ -222,7 +222,7 @@ class RunPage:
         percent = 100 * min((done + sum(shares.values())) / max(self._count, 1), 1.0)
         text = f"{done} of {self._count} videos, {frames:,} frames looked at."
         if at_work:
-            text += " Now: " + ", ".join(f"{_name(job)} ({100 * share:.0f} %)" for job, share in shares.items())
+            text += " Now: " + ", ".join(f"{job.name} ({100 * share:.0f} %)" for job, share in shares.items())
         now = time.monotonic()
         pause = min(_TOLD_EVERY_SHARE * (now - self._began_at), _LONGEST_UNTOLD_SECONDS)
         if text == self._shown or (now - self._told_at < pause and not self._ended.is_set()):
@@ -248,7 +248,7 @@ class RunPage:
                     key=key,
                     type="markdown",
                     data=describe_video(summary, self._results),
-                    description=_name(job),
+                    description=job.name,
                     flow_run_id=self._run_id,
                 )
                 self._pages[key] = client.create_artifact(page).id
@@ -281,11 +281,6 @@ def _let_ferflow_speak() -> None:
             logger.setLevel(logging.INFO)
 
 
-def _name(job: Job) -> str:
-    """A video's name as text, which is all that a server takes."""
-    return utf8(job.source.name)
-
-
 def _share(stage: str, done: int, expected: int | None) -> float:
     """How much of a video's work is done, 0 to 1: finding faces and drawing count the same."""
     share = min(done / expected, 1.0) if expected else 0.0
@@ -299,7 +294,7 @@ def _outcome(job: Job, summary: VideoSummary | None) -> str:
 
 
 def _row(job: Job, summary: VideoSummary | None, page_id: UUID | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"video": _name(job), "outcome": _outcome(job, summary)}
+    row: dict[str, Any] = {"video": job.name, "outcome": _outcome(job, summary)}
     if job.is_elsewhere:
         return row | {"note": "another run is at work on it"}
     if summary is None:

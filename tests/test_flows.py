@@ -146,6 +146,29 @@ def test_each_video_has_a_page(batch, server):
         assert f"**This video could not be analysed:** {sentence}" in pages[name]["data"]
 
 
+def test_whatever_is_in_its_name_a_video_has_task_runs_and_a_page_of_that_name(batch, on_server, tmp_path):
+    """Seen to fail: the server never heard of the task runs of a name that is no text, and of a broken video of such a
+    name; control characters reached the terminals of whoever reads the logs."""
+    names = {b"caf\xe9.mp4": "caf\\xe9.mp4", b"line\nbreak \x1b[31m.mp4": "line\\nbreak \\x1b[31m.mp4"}
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    for number, odd in enumerate(names):
+        make = (batch.inbox / GOOD[number]).read_bytes()
+        (inbox / os.fsdecode(odd)).write_bytes(make)
+    (inbox / os.fsdecode(b"\xe9mpty.mp4")).touch()
+    analyze_videos([str(inbox)], str(tmp_path / "results"), return_state=True)
+    run = on_server.last_run()
+    assert run["state"]["name"] == "Completed with 1 failed video"
+    expected = {f"{stage}: {name}" for name in names.values() for stage in STAGES} | {"analyze: \\xe9mpty.mp4"}
+    eventually(lambda: ended(on_server, run["id"]) == expected, "the task runs to be known", patience_seconds=60)
+    pages = {page["description"] for page in artifacts(on_server, run["id"], "markdown")}
+    assert pages == {*names.values(), "\\xe9mpty.mp4"}
+    of_it = {"flow_run_id": {"any_": [run["id"]]}}
+    lines = [line["message"] for line in on_server.ask("logs/filter", logs=of_it)]
+    assert len([line for line in lines if "frames" in line]) == 2
+    assert all(line.isprintable() for line in lines)
+
+
 def test_a_page_holds_a_small_picture_of_the_timeline(batch, server):
     import cv2
 

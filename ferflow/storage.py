@@ -78,6 +78,14 @@ class Results:
         """Who is at work on which video."""
         return self.root / ".claims"
 
+    def key(self, video_id: str) -> str:
+        """What a video's result in this folder is called where those of several folders come together.
+
+        It is the same for every process that knows the folder by the same path or address.
+        """
+        folder = hashlib.sha256(os.fsencode(str(self.root))).hexdigest()[:8]
+        return f"video-{video_id}-{folder}"
+
     def table(self, name: str) -> Path:
         """Folder of a table: `faces`, `videos` or `segments`."""
         return self.root / name

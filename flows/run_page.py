@@ -34,7 +34,7 @@ from ferflow.sources import Job
 from ferflow.storage import Results, printable, utf8
 from flows.more_hands import ask_for_hands, send_home
 from flows.report import describe
-from flows.video_page import describe_video, page_key
+from flows.video_page import describe_video
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -237,12 +237,12 @@ class RunPage:
     def _tell_pages(self, client: "SyncPrefectClient") -> None:
         """Make some of the pages that are to be made."""
         outcomes = [self._untold[index] for index in range(min(len(self._untold), _PAGES_IN_A_LOOK))]
-        if keys := [page_key(job.video_id) for job, _ in outcomes if job.earlier is not None]:
+        if keys := [self._results.key(job.video_id) for job, _ in outcomes if job.earlier is not None]:
             those = ArtifactCollectionFilter(key=ArtifactCollectionFilterKey(any_=keys))
             there = client.read_latest_artifacts(artifact_filter=those)
             self._pages |= {str(page.key): page.latest_id for page in there}
         for job, summary in outcomes:
-            key = page_key(job.video_id)
+            key = self._results.key(job.video_id)
             if summary is not None and key not in self._pages and len(self._pages) < _PAGES_IN_RUN:
                 page = ArtifactCreate(
                     key=key,
@@ -258,7 +258,7 @@ class RunPage:
         """Show the videos as a table, failed ones first."""
         if not self._outcomes:
             return
-        rows = [_row(job, summary, self._pages.get(page_key(job.video_id))) for job, summary in self._outcomes]
+        rows = [_row(job, summary, self._pages.get(self._results.key(job.video_id))) for job, summary in self._outcomes]
         rows.sort(key=lambda row: ("failed", "done", "already done", "in another run", "copy").index(row["outcome"]))
         note = "" if len(rows) <= _ROWS_IN_TABLE else f" The first {_ROWS_IN_TABLE}:"
         create_table_artifact(rows[:_ROWS_IN_TABLE], key="analyzed-videos", description=f"{self._counts()}{note}")

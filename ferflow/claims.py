@@ -96,6 +96,15 @@ class Claims:
                             with contextlib.suppress(OSError):
                                 self._path(video_id, claim).unlink()
 
+    def is_held(self, video_id: str) -> bool:
+        """Whether somebody who lives is at work on a video.
+
+        Raises:
+            OSError: the results folder is not to be read.
+        """
+        newest = max(self._claims(video_id), default=None)
+        return newest is not None and not self._is_free(self._path(video_id, newest))
+
     def claimed(self) -> set[str]:
         """The videos on which there are claims, also of processes that died: a killed one may have finished its video
         and not have given up the claim. To hold such a video once removes it.

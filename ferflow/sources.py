@@ -29,6 +29,7 @@ from ferflow.storage import (
     holding_tables,
     is_local,
     list_files,
+    printable,
     reach,
     stat_file,
     unreadable_id,
@@ -76,6 +77,11 @@ class Job:
     """Whether another run has taken it over meanwhile, because this process was not seen for long."""
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False, repr=False)
     """The claim on the video and the copy of its file."""
+
+    @property
+    def name(self) -> str:
+        """Of the file, without its folder, as text of one line: a name may hold anything."""
+        return printable(self.source.name)
 
     @contextlib.contextmanager
     def at_hand(self) -> Iterator[Path]:
@@ -208,6 +214,7 @@ def plan_jobs(
     model_version: Callable[[], str],
     settings: Settings,
     force: bool = False,
+    only_help: bool = False,
     claims: Claims | None = None,
 ) -> Iterator[Job]:
     """What is to be done about each video, one after the other; of the same content only once.
@@ -221,6 +228,7 @@ def plan_jobs(
             while a long run goes on.
         settings: the settings to use.
         force: do again what has been done.
+        only_help: leave out all but those that another run is at work on.
         claims: those of this process in the results folder; None for claims of their own.
 
     Raises:
@@ -241,7 +249,9 @@ def plan_jobs(
             row = None if force else _row(video_id, results)
             earlier = _current(row, results, version, settings)
             is_elsewhere = False
-            if earlier is None:
+            if only_help:
+                is_elsewhere = earlier is None and claims.is_held(video_id)
+            elif earlier is None:
                 if file is source and not is_local(source):
                     with _faults_told(source):
                         file = held.enter_context(fetched(source))
@@ -274,7 +284,10 @@ def plan_jobs(
         except SourceError as error:
             fault = str(error).removeprefix(f"{source}: ")
             job = Job(source, source, unreadable_id(source), None, version, None, fault=fault)
-        yield job
+        if only_help and not job.is_elsewhere:
+            job.close()
+        else:
+            yield job
 
 
 class KnownSources:

@@ -362,7 +362,7 @@ def describe_failure(
         source=utf8(str(source)),
         source_tag=tag,
         status="failed",
-        error=utf8(str(error).removeprefix(f"{source}: ")),
+        error=utf8(str(error)).removeprefix(f"{utf8(str(source))}: "),
         info=None,
         face_count=0,
         track_count=0,

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import threading
+import unicodedata
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,6 +77,14 @@ class Results:
     def claims(self) -> Path:
         """Who is at work on which video."""
         return self.root / ".claims"
+
+    def key(self, video_id: str) -> str:
+        """What a video's result in this folder is called where those of several folders come together.
+
+        It is the same for every process that knows the folder by the same path or address.
+        """
+        folder = hashlib.sha256(os.fsencode(str(self.root))).hexdigest()[:8]
+        return f"video-{video_id}-{folder}"
 
     def table(self, name: str) -> Path:
         """Folder of a table: `faces`, `videos` or `segments`."""
@@ -388,6 +397,14 @@ def unreadable_id(path: Path) -> str:
 def utf8(text: str) -> str:
     """A path or a message about it as text that every table and terminal takes; odd bytes of a name become `\\xe9`."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def printable(text: str) -> str:
+    """Text of one line that cannot steer a terminal: what is no letter or sign to be seen is written as its number."""
+    return "".join(
+        letter if letter.isprintable() or unicodedata.category(letter) == "Zs" else ascii(letter)[1:-1]
+        for letter in utf8(text)
+    )
 
 
 def _local_file(path: Path, status: os.stat_result) -> StoredFile:

@@ -18,8 +18,9 @@ from pydantic import Field
 from ferflow.config import Settings, load_settings
 from ferflow.errors import ConfigError, FerflowError, StoppedError
 from ferflow.sources import find_videos, open_results, plan_jobs
-from ferflow.storage import place
+from ferflow.storage import place, printable
 from flows.each_video import Stages, default_workers, process_each
+from flows.more_hands import HELPS
 from flows.on_ray import on_ray
 from flows.run_page import Outcome, RunPage, stop_of_this_run, stopped_by
 from flows.server import find_server, result_on_server, server_may_leave
@@ -51,8 +52,8 @@ def _name_run() -> str:
     try:
         count = len(find_videos(sources))
     except FerflowError:
-        return f"analyze: {names}"
-    return f"analyze {_videos(count)}: {names}"
+        return printable(f"analyze: {names}")
+    return printable(f"analyze {_videos(count)}: {names}")
 
 
 @flow(flow_run_name=_name_run, persist_result=False)
@@ -86,9 +87,10 @@ def analyze_videos(
         in_use = partial(version_in_use, settings.model)
         get_run_logger().info("%s, model %s, results in %s", _videos(len(videos)), in_use(), folder.root)
         stages = Stages(analyze_video, annotate_video, summarize_video, help_apart, help_other_run)
+        only_help = HELPS in flow_run.tags
         with RunPage(len(videos), folder, stop) as page, on_ray(ray, stages) as stages, _disk_at_fault(folder.root):
             process_each(
-                plan_jobs(videos, folder, model_version=in_use, settings=settings, force=force),
+                plan_jobs(videos, folder, model_version=in_use, settings=settings, force=force, only_help=only_help),
                 folder,
                 stages,
                 settings=settings,

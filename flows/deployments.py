@@ -117,8 +117,12 @@ def _changed(watching: WatchSettings, *names: str) -> dict[str, Any]:
     return {name: getattr(watching, name) for name in names if getattr(watching, name) != getattr(usual, name)}
 
 
-def registered(offer: Offer) -> "RunnerDeployment":
+def registered(offer: Offer) -> "RunnerDeployment | None":
     """A deployment for a process that serves it; what a person has changed about its schedule stays.
+
+    Returns:
+        None where it was deployed to a work pool: served as well, it would keep the pool and lose what is written of it
+        in prefect.yaml, so that workers on other hosts were sent to folders of this one.
 
     Raises:
         Exception: what Prefect raises where no server answers.
@@ -139,10 +143,12 @@ def registered(offer: Offer) -> "RunnerDeployment":
         schedule=Cron(offer.cron, active=offer.is_scheduled, slug=_SLUG) if offer.cron else None,
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
-    if offer.cron:
-        with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):
-            if client.read_deployment_by_name(deployment.full_name).schedules:
-                deployment.schedules = [DeploymentScheduleUpdate(slug=_SLUG)]
+    with get_client(sync_client=True) as client, contextlib.suppress(ObjectNotFound):
+        there = client.read_deployment_by_name(deployment.full_name)
+        if there.work_pool_name is not None:
+            return None
+        if offer.cron and there.schedules:
+            deployment.schedules = [DeploymentScheduleUpdate(slug=_SLUG)]
     return deployment
 
 

@@ -187,9 +187,9 @@ def process_each(
 
         def go_on() -> None:
             if is_over():
-                raise Stopped(f"{job.source.name}: stopped before it was finished.")
+                raise Stopped(f"{job.name}: stopped before it was finished.")
             if job.is_lost():
-                raise Overtaken(f"{job.source.name}: another run has taken it over.")
+                raise Overtaken(f"{job.name}: another run has taken it over.")
 
         names = ("faces", "drawing") if settings.annotate else ("faces",)
         teller = Teller(results, job.video_id, utf8(str(job.source)), stages=names)
@@ -213,7 +213,7 @@ def process_each(
             path = stages.summarize(job, faces_path, annotated_path, results, settings)
         except VideoError as error:
             if job.is_lost():
-                raise Overtaken(f"{job.source.name}: another run has taken it over.") from error
+                raise Overtaken(f"{job.name}: another run has taken it over.") from error
             if isinstance(error, SourceError):
                 _take_back(job, results)
                 return untold(job, error)
@@ -245,7 +245,7 @@ def process_each(
     if stop.is_set():
         raise StoppedError("Stopped. Finished videos are kept, and the others are taken up where this ended.")
     if unforeseen:
-        names = ", ".join(job.source.name for job, _ in unforeseen)
+        names = ", ".join(job.name for job, _ in unforeseen)
         errors = [error for _, error in unforeseen]
         raise ExceptionGroup(f"{names}: an error that nobody foresaw; the other videos are done", errors)
 

@@ -8,6 +8,9 @@ if TYPE_CHECKING:
 
     from ferflow.sources import Job
 
+HELPS = "helps"
+"""Tag of a further run: it only helps. Whoever copies it to a new run begins one without the tag."""
+
 _FRAMES_A_RUN = 20_000
 # Ten minutes of video. To begin, a run needs some ten seconds.
 
@@ -15,7 +18,8 @@ _FRAMES_A_RUN = 20_000
 def ask_for_hands(client: "SyncPrefectClient", run_id: UUID, job: "Job", frames_expected: int) -> list[UUID]:
     """Begin further runs of this run's deployment on one of its videos.
 
-    Each finds that the video is in work here, and makes pieces of it (see `ferflow.pieces`) until none is left.
+    Each finds that the video is in work here, and makes pieces of it (see `ferflow.pieces`) until none is left. One
+    that begins when nobody is at work on it any more does nothing: this run may have been cancelled.
 
     Args:
         client: of Prefect's server.
@@ -37,8 +41,8 @@ def ask_for_hands(client: "SyncPrefectClient", run_id: UUID, job: "Job", frames_
     return [
         client.create_flow_run_from_deployment(
             run.deployment_id,
-            # Whoever comes when all is done need not do it again.
             parameters={**run.parameters, "sources": [str(job.source)], "force": False},
+            tags=[HELPS],
             # Asked again, the server gives the same run; of a run's earlier attempt they have ended.
             idempotency_key=f"{run_id} {run.run_count} {job.video_id} {number}",
         ).id

@@ -31,10 +31,10 @@ from prefect.states import Cancelled, Completed, Failed
 from ferflow.errors import StoppedError
 from ferflow.records import VideoSummary
 from ferflow.sources import Job
-from ferflow.storage import Results, utf8
+from ferflow.storage import Results, printable, utf8
 from flows.more_hands import ask_for_hands, send_home
 from flows.report import describe
-from flows.video_page import describe_video, page_key
+from flows.video_page import describe_video
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -138,7 +138,7 @@ class RunPage:
         """Keep it for the next look; say now what is wrong."""
         self._finish(job, summary)
         if summary.status == "failed":
-            self._logger.warning(describe(summary))
+            self._logger.warning(printable(describe(summary)))
 
     def state(self) -> State[Any]:
         """How the run ended: failed only if every video did. To be asked for when the page is closed."""
@@ -150,10 +150,12 @@ class RunPage:
                 else f"{self._counts()} Cancelled when everything was done."
             )
             return Cancelled(message=message, data=StoppedError(message))
+        if not self._outcomes:  # Only of a further run: any other hears of each of its videos.
+            return Completed(message="There is nothing left to help with.", data=self._outcomes)
         failed = [summary for _, summary in self._outcomes if summary is not None and summary.status == "failed"]
         if not failed:
             return Completed(message=self._counts(), data=self._outcomes)
-        named = [describe(summary).replace(": failed: ", ": ", 1) for summary in failed[:_NAMED_IN_STATE]]
+        named = [printable(describe(summary)).replace(": failed: ", ": ", 1) for summary in failed[:_NAMED_IN_STATE]]
         if len(failed) > _NAMED_IN_STATE:
             named.append(f"And {len(failed) - _NAMED_IN_STATE} more, see the table.")
         message = f"{self._counts()} {' '.join(named)}"
@@ -203,7 +205,7 @@ class RunPage:
             if stage == "faces" and expected is not None and job.video_id not in self._asked_for:
                 # If that fails, the next look asks once more; the server begins none of the runs twice.
                 if hands := ask_for_hands(client, self._run_id, job, expected):
-                    self._logger.info("%s: long; further runs that take a share in it: %d", _name(job), len(hands))
+                    self._logger.info("%s: long; further runs that take a share in it: %d", job.name, len(hands))
                     self._hands += hands
                 self._asked_for.add(job.video_id)
 
@@ -220,7 +222,7 @@ class RunPage:
         percent = 100 * min((done + sum(shares.values())) / max(self._count, 1), 1.0)
         text = f"{done} of {self._count} videos, {frames:,} frames looked at."
         if at_work:
-            text += " Now: " + ", ".join(f"{_name(job)} ({100 * share:.0f} %)" for job, share in shares.items())
+            text += " Now: " + ", ".join(f"{job.name} ({100 * share:.0f} %)" for job, share in shares.items())
         now = time.monotonic()
         pause = min(_TOLD_EVERY_SHARE * (now - self._began_at), _LONGEST_UNTOLD_SECONDS)
         if text == self._shown or (now - self._told_at < pause and not self._ended.is_set()):
@@ -235,18 +237,18 @@ class RunPage:
     def _tell_pages(self, client: "SyncPrefectClient") -> None:
         """Make some of the pages that are to be made."""
         outcomes = [self._untold[index] for index in range(min(len(self._untold), _PAGES_IN_A_LOOK))]
-        if keys := [page_key(job.video_id) for job, _ in outcomes if job.earlier is not None]:
+        if keys := [self._results.key(job.video_id) for job, _ in outcomes if job.earlier is not None]:
             those = ArtifactCollectionFilter(key=ArtifactCollectionFilterKey(any_=keys))
             there = client.read_latest_artifacts(artifact_filter=those)
             self._pages |= {str(page.key): page.latest_id for page in there}
         for job, summary in outcomes:
-            key = page_key(job.video_id)
+            key = self._results.key(job.video_id)
             if summary is not None and key not in self._pages and len(self._pages) < _PAGES_IN_RUN:
                 page = ArtifactCreate(
                     key=key,
                     type="markdown",
                     data=describe_video(summary, self._results),
-                    description=_name(job),
+                    description=job.name,
                     flow_run_id=self._run_id,
                 )
                 self._pages[key] = client.create_artifact(page).id
@@ -256,7 +258,7 @@ class RunPage:
         """Show the videos as a table, failed ones first."""
         if not self._outcomes:
             return
-        rows = [_row(job, summary, self._pages.get(page_key(job.video_id))) for job, summary in self._outcomes]
+        rows = [_row(job, summary, self._pages.get(self._results.key(job.video_id))) for job, summary in self._outcomes]
         rows.sort(key=lambda row: ("failed", "done", "already done", "in another run", "copy").index(row["outcome"]))
         note = "" if len(rows) <= _ROWS_IN_TABLE else f" The first {_ROWS_IN_TABLE}:"
         create_table_artifact(rows[:_ROWS_IN_TABLE], key="analyzed-videos", description=f"{self._counts()}{note}")
@@ -279,11 +281,6 @@ def _let_ferflow_speak() -> None:
             logger.setLevel(logging.INFO)
 
 
-def _name(job: Job) -> str:
-    """A video's name as text, which is all that a server takes."""
-    return utf8(job.source.name)
-
-
 def _share(stage: str, done: int, expected: int | None) -> float:
     """How much of a video's work is done, 0 to 1: finding faces and drawing count the same."""
     share = min(done / expected, 1.0) if expected else 0.0
@@ -297,7 +294,7 @@ def _outcome(job: Job, summary: VideoSummary | None) -> str:
 
 
 def _row(job: Job, summary: VideoSummary | None, page_id: UUID | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"video": _name(job), "outcome": _outcome(job, summary)}
+    row: dict[str, Any] = {"video": job.name, "outcome": _outcome(job, summary)}
     if job.is_elsewhere:
         return row | {"note": "another run is at work on it"}
     if summary is None:

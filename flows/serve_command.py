@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import threading
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from ferflow.storage import absolute, place
 from ferflow.watch_settings import WatchSettings, load_watch_settings
 from flows.arguments import add_places
 from flows.server import find_server, leave_logging_to_prefect
+
+logger = logging.getLogger(__name__)
 
 _RUNS_AT_A_TIME = 2
 # A training and an analysis. An analysis takes 0.2 GB, and as much for each processor.
@@ -41,7 +44,14 @@ def run(args: argparse.Namespace) -> int:
 
     runner = Runner(pause_on_shutdown=False, limit=_RUNS_AT_A_TIME)
     for offer in offers(str(Path.cwd()), watching):
-        runner.add_deployment(registered(offer))
+        if (deployment := registered(offer)) is not None:
+            runner.add_deployment(deployment)
+        else:
+            logger.warning(
+                "%s: this is deployed to a work pool, whose workers carry it out; it is left as it is. Delete it in "
+                "Prefect's page, and begin this command anew, to have it carried out here.",
+                offer.name,
+            )
     refresh_forms()
     threading.Thread(target=keep_forms_current, name="forms", daemon=True).start()
     asyncio.run(runner.start())

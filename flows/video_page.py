@@ -12,11 +12,6 @@ _PICTURE_QUALITY = 75
 # WebP of this size: 7 to 17 KB for the shared videos, and its words can be read. As PNG it takes 60 KB.
 
 
-def page_key(video_id: str) -> str:
-    """By what a video's page is found in Prefect."""
-    return f"video-{video_id}"
-
-
 def describe_video(summary: VideoSummary, results: Results) -> str:
     """Tell what is known of a video, with its timeline in the page itself, so that it is seen from any machine."""
     parts = [f"# {_plain(Path(summary.source).name)}", _sentence(summary)]

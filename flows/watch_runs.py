@@ -13,6 +13,7 @@ from ferflow.sources import Job, open_results
 from ferflow.storage import StoredFile, absolute, place, unreadable_id, utf8
 from ferflow.watch_settings import WatchSettings
 from flows.each_video import default_workers
+from flows.more_hands import HELPS
 from flows.server import find_server
 from flows.watcher import Fate, Runs
 from models.apart import check_models
@@ -37,9 +38,15 @@ def choose_runs(settings: WatchSettings, *, on_server: bool) -> Runs:
 
     Raises:
         ModelError: the model cannot be used.
+        ConfigError: a Ray cluster is named, and no server.
     """
     if settings.deployment:
         return DeploymentRuns(settings)
+    if settings.ray and not on_server:
+        raise ConfigError(
+            f"ray = {settings.ray}: only runs on a Prefect server are carried out on Ray. Watch with --prefect and the "
+            "server's address in PREFECT_API_URL, or leave the setting empty."
+        )
     check_models(settings.settings)
     return FlowRuns(settings) if on_server else PlainRuns(settings)
 
@@ -211,7 +218,9 @@ class DeploymentRuns:
                 runs = client.read_flow_runs(
                     deployment_filter=deployment, flow_run_filter=of_them, limit=_RUNS_AT_ONCE, offset=offset
                 )
-                found.update(source for run in runs for source in run.parameters.get("sources", ()))
+                # Further runs come and go with the one that they help.
+                own = (run for run in runs if HELPS not in run.tags)
+                found.update(source for run in own for source in run.parameters.get("sources", ()))
                 if len(runs) < _RUNS_AT_ONCE:
                     break
         return found

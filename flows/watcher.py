@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
 # Between two tries to begin a run where that is not possible, and between two questions for runs elsewhere.
+_PAUSE_PER_QUESTION = 20.0
+# Times as long as a question for runs elsewhere took, the next one comes at the earliest: it takes 3 to 5 ms for each
+# run of 100 videos that waits there.
 _LONGEST_WAIT_SECONDS = 3600.0
 _RUNS_AT_ONCE = 2
 # Each has processes of its own, as many as `workers` says, and they stay: two make the memory twice as large.
@@ -276,6 +279,7 @@ class Watcher:
         self._asks_at = now + _RETRY_SECONDS
         try:
             unfinished = self._runs.unfinished()
+            self._asks_at = max(self._asks_at, now + _PAUSE_PER_QUESTION * (time.monotonic() - now))
             ended = [file for file in in_work if unfinished is not None and str(file.path) not in unfinished]
             if ended:
                 known = _Known.of(self._known_sources.look(), self._is_current)

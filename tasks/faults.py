@@ -6,7 +6,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect.states import Cancelled
 
-from ferflow.errors import Stopped
+from ferflow.errors import FerflowError, Stopped
+from ferflow.storage import utf8
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -18,7 +19,10 @@ def can_pass(task: Any, task_run: Any, state: Any) -> bool:
 
 
 def can_stop(work: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Let a task end as cancelled where its work was stopped; whoever called it gets the `Stopped`."""
+    """Let a task end as cancelled where its work was stopped; whoever called it gets the `Stopped`.
+
+    What it raises of itself is text that a server takes, also about a file whose name is none.
+    """
 
     @functools.wraps(work)
     def run(*arguments: _P.args, **options: _P.kwargs) -> _T:
@@ -27,5 +31,8 @@ def can_stop(work: Callable[_P, _T]) -> Callable[_P, _T]:
         except Stopped as stopped:
             # Raised through Prefect, it would be called a crash.
             return Cancelled(message=str(stopped), data=stopped)  # type: ignore[return-value]
+        except FerflowError as error:
+            error.args = (utf8(str(error)),)
+            raise
 
     return run

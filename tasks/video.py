@@ -12,7 +12,7 @@ from ferflow.child_process import Progress
 from ferflow.config import Settings
 from ferflow.rows import read_faces, read_video
 from ferflow.sources import Job
-from ferflow.storage import Results, utf8
+from ferflow.storage import Results
 from models.apart import analyze_apart, annotate_apart
 from tasks.faults import can_pass, can_stop
 
@@ -26,7 +26,7 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-@task(task_run_name="analyze: {job.source.name}", **_OPTIONS)
+@task(task_run_name="analyze: {job.name}", **_OPTIONS)
 @can_stop
 def analyze_video(job: Job, results: Results, settings: Settings, progress: Progress | None = None) -> Path:
     """Find, follow and score every face of a video; gives the file of the faces table."""
@@ -37,7 +37,7 @@ def analyze_video(job: Job, results: Results, settings: Settings, progress: Prog
     return path
 
 
-@task(task_run_name="annotate: {job.source.name}", **_OPTIONS)
+@task(task_run_name="annotate: {job.name}", **_OPTIONS)
 @can_stop
 def annotate_video(
     job: Job, faces_path: Path, results: Results, settings: Settings, progress: Progress | None = None
@@ -49,7 +49,7 @@ def annotate_video(
     return path
 
 
-@task(task_run_name="summarize: {job.source.name}", **_OPTIONS)
+@task(task_run_name="summarize: {job.name}", **_OPTIONS)
 def summarize_video(
     job: Job, faces_path: Path, annotated_path: Path | None, results: Results, settings: Settings
 ) -> Path:
@@ -64,4 +64,4 @@ def summarize_video(
 
 
 def _log(job: Job, what: str, started: float) -> None:
-    get_run_logger().info("%s: %s in %.1f s", utf8(job.source.name), what, time.monotonic() - started)
+    get_run_logger().info("%s: %s in %.1f s", job.name, what, time.monotonic() - started)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect_server import Server, end, eventually
 
 from ferflow.watch_settings import load_watch_settings
 from flows.deployments import Offer, complete, offers
@@ -162,3 +163,34 @@ def test_prefect_deploys_them_to_a_work_pool(server):
         assert [(plan["schedule"]["cron"], plan["active"]) for plan in deployment["schedules"]] == (
             [(offer.cron, offer.is_scheduled)] if offer.cron else []
         )
+
+
+def test_what_is_deployed_to_a_work_pool_is_not_served_as_well(server, tmp_path):
+    """Seen to fail: it kept its pool, and its workers were sent to the inbox of the host that served it."""
+    before = deployed_to_pool(server)
+    places = ["--inbox", str(tmp_path / "inbox"), "--results", str(tmp_path / "results")]
+    with (tmp_path / "log").open("wb") as log:
+        serving = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "serve", *places],
+            cwd=ROOT,
+            env=server.environment | {"FERFLOW_MODELS": os.environ["FERFLOW_MODELS"]},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        said = "compact-results: this is deployed to a work pool"
+        eventually(lambda: said in (tmp_path / "log").read_text(), "all to be told of")
+        # It goes on: what is deleted is served by the next one.
+        with pytest.raises(subprocess.TimeoutExpired):
+            serving.wait(5)
+    finally:
+        end(serving)
+    assert deployed_to_pool(server) == before
+
+
+def deployed_to_pool(server: Server) -> dict[str, Any]:
+    asked = ("work_pool_name", "parameters", "job_variables", "pull_steps")
+    there = {each["name"]: {name: each[name] for name in asked} for each in server.ask("deployments/filter")}
+    assert {each["work_pool_name"] for each in there.values()} == {"ferflow"}
+    return there

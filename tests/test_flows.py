@@ -24,9 +24,11 @@ from prefect_server import Server, end, eventually
 from ferflow.config import Settings
 from ferflow.errors import ConfigError, ModelError
 from ferflow.sources import find_videos, open_results
+from ferflow.storage import Results, content_id
 from flows.analyze_videos import analyze_on_server, analyze_videos
 from flows.in_process import analyze_in_process
 from tasks import video
+from viewer.prefect_run import run_url
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("analyze", "annotate", "summarize")
@@ -135,7 +137,7 @@ def test_each_video_has_a_page(batch, server):
     rows = {Path(row["source"]).name: row for row in table(batch.results, "videos").to_pylist()}
     links = {row["video"]: row.get("page") for row in table_of_videos(server, batch.run["id"])}
     for name, page in pages.items():
-        assert page["key"] == f"video-{rows[name]['video_id']}"
+        assert page["key"] == Results(batch.results).key(rows[name]["video_id"])
         assert links[name] == f"[open](/artifacts/artifact/{page['id']})"
         assert f"`{rows[name]['source']}`" in page["data"]
     happy = pages["interview_03.mp4"]["data"]
@@ -144,6 +146,47 @@ def test_each_video_has_a_page(batch, server):
     assert pages["die Straße.mp4"]["data"].startswith("# die Straße.mp4\n\nNo face was found in 0.5 s of video.")
     for name, sentence in BROKEN.items():
         assert f"**This video could not be analysed:** {sentence}" in pages[name]["data"]
+
+
+def test_the_same_video_has_a_page_for_each_results_folder(batch, on_server, tmp_path, monkeypatch):
+    """Seen to fail: the second folder's page took the place of the first one's, and the viewer led to its run."""
+    monkeypatch.setenv("PREFECT_API_URL", on_server.url)
+    first, second = Results(batch.results), Results(tmp_path / "results")
+    video_id = content_id(batch.inbox / "talk.webm")
+    analyze_videos([str(batch.inbox / "talk.webm")], str(second.root), return_state=True)
+    expected = {first: batch.run["id"], second: on_server.last_run()["id"]}
+    assert {folder: str(run_url(folder, video_id)).rpartition("/")[2] for folder in expected} == expected
+    # Where only an earlier version has left a page, that one.
+    on_server.ask("artifacts/", key="video-0123", type="markdown", data="", flow_run_id=batch.run["id"])
+    assert str(run_url(first, "0123")).rpartition("/")[2] == batch.run["id"]
+
+
+def test_whatever_is_in_its_name_a_video_has_task_runs_and_a_page_of_that_name(batch, on_server, tmp_path):
+    """Seen to fail: the server never heard of the task runs of a name that is no text, and of a broken video of such a
+    name; control characters reached the terminals of whoever reads the logs."""
+    names = {b"caf\xe9.mp4": "caf\\xe9.mp4", b"line\nbreak \x1b[31m.mp4": "line\\nbreak \\x1b[31m.mp4"}
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    for number, odd in enumerate(names):
+        make = (batch.inbox / GOOD[number]).read_bytes()
+        (inbox / os.fsdecode(odd)).write_bytes(make)
+    (inbox / os.fsdecode(b"\xe9mpty.mp4")).touch()
+    analyze_videos([str(inbox)], str(tmp_path / "results"), return_state=True)
+    run = on_server.last_run()
+    assert run["state"]["name"] == "Completed with 1 failed video"
+    expected = {f"{stage}: {name}" for name in names.values() for stage in STAGES} | {"analyze: \\xe9mpty.mp4"}
+    eventually(lambda: ended(on_server, run["id"]) == expected, "the task runs to be known", patience_seconds=60)
+    pages = {page["description"] for page in artifacts(on_server, run["id"], "markdown")}
+    assert pages == {*names.values(), "\\xe9mpty.mp4"}
+    of_it = {"flow_run_id": {"any_": [run["id"]]}}
+    lines: list[str] = []
+
+    def are_told() -> bool:
+        lines[:] = [line["message"] for line in on_server.ask("logs/filter", logs=of_it)]
+        return sum("frames" in line for line in lines) == 2
+
+    eventually(are_told, "the lines of the videos")
+    assert all(line.isprintable() for line in lines)
 
 
 def test_a_page_holds_a_small_picture_of_the_timeline(batch, server):

@@ -10,13 +10,16 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
 import pytest
 from prefect_server import Server, end, eventually
 
+from ferflow.claims import Claims
 from ferflow.sources import Job
+from ferflow.storage import Results, content_id
 from flows.more_hands import ask_for_hands, send_home
 
 ROOT = Path(__file__).parents[1]
@@ -144,6 +147,37 @@ def test_who_cancels_a_run_sends_its_hands_home(client, on_server, make_video, a
     thread.join(60)
     states = [client.read_flow_run(each.id).state.type.value for each in (run, hand)]
     assert states == ["CANCELLED", "CANCELLED"]
+
+
+def test_a_further_run_that_nobody_is_left_to_help_does_nothing(client, on_server, make_video, tmp_path, monkeypatch):
+    """Seen to fail: it analysed the whole video, which its owner's cancelling had ended."""
+    from prefect.flow_engine import run_flow
+
+    from flows.analyze_videos import analyze_videos
+
+    monkeypatch.setattr("flows.more_hands._FRAMES_A_RUN", 5)
+    video = make_video(tmp_path / "long.mp4", frame_count=10)
+    results = tmp_path / "results"
+    pool = make_pool(client, "nothing left", workers=2)
+    deployment = client.create_deployment(client.create_flow(analyze_videos), name="late", work_pool_name=pool)
+    parameters = {"sources": [str(video)], "results": str(results), "settings": {"annotate": False}}
+    run = client.create_flow_run_from_deployment(deployment, parameters=parameters)
+    long = Job(video, video, content_id(video), tag=None, model_version="fer", earlier=None)
+    (hand,) = ask_for_hands(client, run.id, long, 10)
+
+    def carried_out(run_id: UUID) -> str:
+        state = run_flow(analyze_videos, flow_run=client.read_flow_run(run_id), return_type="state")
+        return f"{state.name}: {state.message}"
+
+    assert carried_out(hand) == "Completed: There is nothing left to help with."
+    assert [path.stem for path in (results / "videos").iterdir()] == ["columns"]
+    # What a person begins is a run like any other, also one with what the further run was given.
+    again = client.create_flow_run_from_deployment(deployment, parameters=client.read_flow_run(hand).parameters)
+    assert carried_out(again.id) == "Completed: 1 analysed, 0 already done, 0 failed."
+    with Claims(Results(results)).hold(long.video_id):
+        (late,) = ask_for_hands(client, again.id, long, 10)
+        (results / "videos" / f"{long.video_id}.parquet").unlink()
+        assert carried_out(late) == "Completed: 0 analysed, 0 already done, 0 failed, 1 in another run."
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Sources: which videos there are, and which are still to be done."""
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ferflow import sources
 from ferflow.config import Settings
 from ferflow.errors import ConfigError
 from ferflow.records import VideoSummary
@@ -206,6 +208,41 @@ def test_what_cannot_be_read_now_is_not_analysed_and_tried_again(tmp_path, resul
     assert [path.name for path in results.root.rglob("*.parquet")] == ["columns.parquet"] * 3
     (job,) = plan_jobs([video], results, model_version=lambda: "model-1", settings=Settings())
     assert (job.fault, job.video_id) == (None, content_id(video))
+
+
+@pytest.mark.parametrize("there", ["folder", "bucket"])
+@pytest.mark.parametrize("moment", ["listed", "stat_file", "_is_regular", "content_id"])
+def test_a_video_that_vanishes_between_its_listing_and_its_end_is_one_sentence(
+    there, moment, request, tmp_path, results, monkeypatch
+):
+    folder = tmp_path / "inbox" if there == "folder" else request.getfixturevalue("bucket") / "inbox"
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    videos = find_videos([folder])
+
+    def vanish() -> None:
+        (folder / "b.mp4").unlink(missing_ok=True)
+
+    def look_before_it_vanishes(path: Path) -> object:
+        found = look(path)
+        if path.name == "b.mp4":
+            vanish()
+        return found
+
+    if moment == "listed":
+        vanish()
+    else:
+        look = getattr(sources, moment)
+        monkeypatch.setattr(sources, moment, look_before_it_vanishes)
+    jobs = plan_jobs(videos, results, model_version=lambda: "model-1", settings=Settings())
+    faults = {}
+    for job in jobs:
+        with contextlib.closing(job):
+            faults[job.name] = job.fault
+    # What was read of a bucket's is at hand; a file of this machine is missed when it is opened.
+    is_read = moment == "content_id" and there == "bucket"
+    assert faults == {"a.mp4": None, "b.mp4": None if is_read else "there is no such file.", "c.mp4": None}
 
 
 def _never(*_: object) -> Path:

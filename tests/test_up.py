@@ -23,7 +23,7 @@ from browser import opened, started_browser
 from playwright.sync_api import expect
 from prefect_server import answer_to, eventually
 
-from ferflow.storage import content_id
+from ferflow.storage import Results, content_id
 from ferflow.watch_settings import load_watch_settings
 from flows.automations import DEAD_RUNS
 from flows.deployments import offers
@@ -274,7 +274,7 @@ def test_a_video_copied_into_the_inbox_is_analysed(up, make_video, grace_hopper,
     assert rows(up.folder)["talk.mp4"]["status"] == "done"
     # From its page a person finds the run in Prefect.
     monkeypatch.setenv("PREFECT_API_URL", f"{up.page}/api")
-    link = eventually(lambda: run_url(content_id(made)), "the link to the run")
+    link = eventually(lambda: run_url(Results(up.folder / "results"), content_id(made)), "the link to the run")
     run = up.ask(f"api/flow_runs/{link.rpartition('/')[2]}")
     assert (link.startswith(f"{up.page}/runs/flow-run/"), run["name"]) == (True, "analyze 1 video: talk.mp4")
 

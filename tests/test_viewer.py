@@ -26,7 +26,7 @@ from ferflow.merged_rows import find_video
 from ferflow.progress import Teller
 from ferflow.sample import make_sample_clip
 from ferflow.sources import open_results
-from ferflow.storage import content_id
+from ferflow.storage import Results, content_id
 from viewer.files import local_file
 from viewer.prefect_run import run_url
 
@@ -594,9 +594,9 @@ def test_it_listens_on_this_machine_alone(viewer):
 def test_without_a_prefect_server_there_is_no_link_to_a_run(clip, monkeypatch):
     """With one there is, see test_up.py."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    assert run_url(clip) is None
+    assert run_url(Results(Path("results")), clip) is None
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    assert run_url(clip) is None
+    assert run_url(Results(Path("results")), clip) is None
 
 
 def test_a_bucket_of_results_is_shown_like_a_folder(s3_server, bucket, page, shared, tmp_path):

@@ -785,6 +785,24 @@ def test_a_wrong_setting_is_a_sentence(tmp_path):
     assert "after = 'delete' has no meaning" in watch.said
 
 
+def test_without_a_server_a_ray_cluster_is_one_sentence_and_nothing_is_watched(tmp_path):
+    """Seen to fail: the setting was passed over, and everything was analysed on this machine."""
+    places = f'sources = ["{tmp_path / "inbox"}"]\nresults = "{tmp_path / "results"}"\n'
+    (tmp_path / "watch.toml").write_text(f'ray = "ray://head:10001"\n{places}')
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "watch", "--no-prefect", "--config", str(tmp_path / "watch.toml")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode != 0, done.stderr) == (
+        True,
+        "ferflow: ray = ray://head:10001: only runs on a Prefect server are carried out on Ray. Watch with --prefect "
+        "and the server's address in PREFECT_API_URL, or leave the setting empty.\n",
+    )
+
+
 def test_runs_of_a_deployment_take_what_is_new_in_pieces(server, clips, tmp_path):
     program = "from flows.analyze_videos import analyze_videos\nanalyze_videos.serve('pieces', limit=2)\n"
     with (tmp_path / "serve.log").open("wb") as log:
@@ -838,6 +856,42 @@ def test_a_run_of_an_earlier_watch_that_somebody_cancels_is_not_sent_again(nobod
     assert watch.unfinished() == {str(later.path)}
     cancel(on_server, "nobody")
     assert (watch.unfinished(), watch.cancelled()) == (set(), {str(later.path)})
+
+
+def test_what_only_helps_keeps_no_video_from_being_sent_or_tried_again(nobody_serves, clips, tmp_path):
+    """Seen to fail: a further run that somebody cancelled kept the video from being tried again, and one that waited
+    kept it from being sent."""
+    from prefect import get_client
+    from prefect.states import Cancelled
+
+    runs = DeploymentRuns(settings_of(tmp_path, deployment=nobody_serves))
+    parameters = {"sources": [str(clips[0])], "results": str(tmp_path)}
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name(nobody_serves).id
+        for state in (None, Cancelled()):
+            client.create_flow_run_from_deployment(deployment, parameters=parameters, tags=["helps"], state=state)
+    assert str(clips[0]) not in runs.unfinished() | runs.cancelled()
+
+
+def test_the_longer_a_question_takes_the_seldomer_it_is_asked(clips, tmp_path, monkeypatch):
+    """Seen to fail: a server with a backlog was asked all the time, 0.6 s of each 5 for 200 runs."""
+    monkeypatch.setattr("flows.watcher._RETRY_SECONDS", 0.2)
+    asked: list[float] = []
+
+    class Slowly(Stumbling):
+        def analyze(self, files: Sequence[StoredFile]) -> None:
+            """Somebody else does it."""
+
+        def unfinished(self) -> set[str]:
+            asked.append(time.monotonic())
+            time.sleep(0.5)
+            return {str(tmp_path / "inbox" / clips[0].name)}
+
+    with watching(tmp_path, runs=Slowly()) as watch:
+        shutil.copy(clips[0], watch.inbox)
+        eventually(lambda: asked, "a question")
+        for_a_while(5)
+        assert len(asked) == 1
 
 
 def cancel(server: Server, deployment: str) -> None:

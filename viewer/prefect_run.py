@@ -4,19 +4,23 @@ import os
 
 import httpx
 
+from ferflow.storage import Results
+
 _PATIENCE_SECONDS = 2.0
 
 
-def run_url(video_id: str) -> str | None:
-    """The address of the newest run with a page on this video; None without a server, or if that does not answer.
+def run_url(results: Results, video_id: str) -> str | None:
+    """The address of the newest run with a page on this video's result; None without a server, or if none answers.
 
-    Runs leave a page a video as an artifact of this key, see `flows.video_page`.
+    Runs leave a page a video as an artifact of this key, see `flows.run_page`. Earlier versions had the same for every
+    folder.
     """
     api = os.environ.get("PREFECT_API_URL", "").rstrip("/")
     if not api:
         return None
     login = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
-    question = {"artifacts": {"key": {"any_": [f"video-{video_id}"]}}, "limit": 1}
+    keys = [results.key(video_id), f"video-{video_id}"]
+    question = {"artifacts": {"key": {"any_": keys}}, "sort": "KEY_DESC"}
     try:
         answer = httpx.post(
             f"{api}/artifacts/latest/filter",

@@ -374,7 +374,7 @@ def _show_facts(summary: VideoSummary) -> None:
 
 @st.cache_data(ttl=60, max_entries=1000, show_spinner=False)
 def _run_url(video_id: str) -> str | None:
-    return run_url(video_id)
+    return run_url(results(), video_id)
 
 
 def _first_moment(found: _Found) -> int:

@@ -45,6 +45,7 @@ from ferflow.merged_rows import (
 from ferflow.storage import (
     Results,
     StoredFile,
+    checked_id,
     holding_tables,
     is_local,
     list_files,
@@ -190,9 +191,9 @@ def _by_day(results: Results, table: str, days: Mapping[str, date]) -> list[tupl
 def _small_files(folder: Path) -> Iterator[tuple[str, StoredFile]]:
     for file in list_files(folder):
         path = file.path
-        is_ours = path.parent == folder and path.suffix == ".parquet" and not path.name.startswith((".", PREFIX))
-        if is_ours and path.stem != "columns":
-            yield path.stem, file
+        if path.parent == folder and path.suffix == ".parquet":
+            with contextlib.suppress(ValueError):
+                yield checked_id(path.stem), file
 
 
 def _merge_day(

@@ -32,7 +32,7 @@ from ferflow.rows import (
     read_video,
     stream_faces,
 )
-from ferflow.storage import Results, StoredFile, holding_tables, is_local
+from ferflow.storage import Results, StoredFile, checked_id, holding_tables, is_local
 
 _T = TypeVar("_T")
 
@@ -128,17 +128,21 @@ def read_part(file: StoredFile, table: str, content: bytes) -> Part:
                     "and stays as it is."
                 )
             rows = opened.read(use_threads=False)
-            described = (opened.metadata.metadata or {}).get(ANALYSIS_KEY)
-    except (pa.ArrowException, OSError) as error:
+            described = json.loads((opened.metadata.metadata or {}).get(ANALYSIS_KEY, b"null"))
+        ids = set(rows["video_id"].unique().to_pylist())
+        if described is not None:
+            ids.add(described["video_id"])
+        if ids - {file.path.stem}:
+            # Of a stranger: merged with the others it would make all of them unreadable.
+            raise ValueError("rows of another video")
+        columns = [
+            rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
+            for field in schema
+        ]
+    except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
         raise VideoError(f"{file.path}: this table is damaged; remove the file and analyse its video again.") from error
-    columns = [
-        rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
-        for field in schema
-    ]
     return Part(
-        Entry(file.path.stem, len(rows), file.tag, file.modified_at),
-        pa.table(columns, schema=schema),
-        None if described is None else json.loads(described),
+        Entry(file.path.stem, len(rows), file.tag, file.modified_at), pa.table(columns, schema=schema), described
     )
 
 
@@ -491,7 +495,12 @@ class _Rows:
 
 
 def _entries(file: pq.ParquetFile) -> list[Entry]:
-    return [Entry(*entry) for entry in zip(*json.loads(file.metadata.metadata[_CONTENTS_KEY]), strict=True)]
+    entries = [Entry(*entry) for entry in zip(*json.loads(file.metadata.metadata[_CONTENTS_KEY]), strict=True)]
+    for entry in entries:
+        checked_id(entry.video_id)
+    if sum(entry.row_count for entry in entries) != file.metadata.num_rows:
+        raise ValueError("it has other rows than it says")
+    return entries
 
 
 def _analyses(file: pq.ParquetFile) -> list[dict[str, Any] | None]:
@@ -505,5 +514,5 @@ def _damage_told(path: Path) -> Iterator[None]:
         yield
     except (FileNotFoundError, ConnectionError, PermissionError):
         raise
-    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+    except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
         raise VideoError(f"{path}: this table is damaged; remove the file and analyse its videos again.") from error

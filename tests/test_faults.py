@@ -34,7 +34,7 @@ from ferflow.errors import Stopped
 from ferflow.frames import VideoReader
 from ferflow.records import Analysis, VideoInfo
 from ferflow.rows import write_faces
-from ferflow.sources import find_videos, open_results
+from ferflow.sources import KnownSources, find_videos, open_results
 from ferflow.storage import content_id
 from flows.in_process import analyze_in_process
 from flows.report import Report
@@ -795,5 +795,22 @@ def test_a_faces_file_from_a_stranger_is_written_nowhere_else(clip, tmp_path):
     path = results.rows("faces", content_id(video))
     write_faces(path, iter(()), lambda: described, parts=results.parts)
     assert len(analyze(inbox, root).done) == 1
+    assert_is_whole(root, videos=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"inbox", "results"}
+
+
+@pytest.mark.fault("a row of a video from a stranger that names another folder")
+@pytest.mark.parametrize("way", ["absolute", "relative"])
+def test_a_row_from_a_stranger_is_written_nowhere_else(way, clip, tmp_path):
+    """Seen to fail: without `checked_id` in `rows.parse_video` a row was written beside the results folder."""
+    inbox, root = tmp_path / "inbox", tmp_path / "results"
+    video_id = content_id(drop(clip, inbox / "a.mp4", 0))
+    analyze(inbox, root)
+    path = root / "videos" / f"{video_id}.parquet"
+    row = pq.read_table(path)
+    evil = {"absolute": str(tmp_path / "evil"), "relative": "../../evil"}[way]
+    pq.write_table(row.set_column(0, row.schema[0], [[evil]]), path)
+    assert KnownSources(open_results(root)).look() == {}
+    assert len(analyze(inbox, root, max_fps=50).done) == 1
     assert_is_whole(root, videos=1)
     assert {path.name for path in tmp_path.iterdir()} == {"inbox", "results"}

@@ -6,10 +6,11 @@ of the videos' ids, and it says which rows are whose.
 
 import contextlib
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ferflow.errors import VideoError
+from ferflow.errors import SourceError, VideoError
 from ferflow.records import Analysis, FaceColumns, VideoSummary
 from ferflow.rows import (
     ANALYSIS_KEY,
@@ -33,6 +34,8 @@ from ferflow.rows import (
     stream_faces,
 )
 from ferflow.storage import Results, StoredFile, checked_id, holding_tables, is_local
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -221,7 +224,7 @@ def read_entries(path: Path) -> list[Entry]:
     """Read which videos are in a big file.
 
     Raises:
-        VideoError: it is damaged.
+        SourceError: it is damaged.
         FileNotFoundError: it is gone.
     """
     with _damage_told(path), open_table(path) as file:
@@ -232,7 +235,7 @@ def split_big(path: Path) -> Iterator[Part]:
     """Read a big file video by video.
 
     Raises:
-        VideoError: it is damaged.
+        SourceError: it is damaged.
         FileNotFoundError: it is gone.
     """
     with _damage_told(path), open_table(path, pre_buffer=False) as file:
@@ -251,14 +254,15 @@ def find_big(folder: Path, video_id: str) -> Place | None:
         video_id: hash of the video's bytes.
 
     Raises:
-        VideoError: a big file is damaged.
+        SourceError: a big file is damaged, and the video is in no other.
     """
-    look_again = True
+    look_again, damage = True, None
     for attempt in range(2):
         with _known_lock:
             known = _known.get(folder)
             if known is None or attempt:
-                known = _known[folder] = _look(folder, known or {})
+                known, damage = _look(folder, known or {})
+                _known[folder] = known
                 look_again = False
         for path, contents in known.items():
             index = int(np.searchsorted(contents.video_ids, video_id.encode()))
@@ -268,8 +272,37 @@ def find_big(folder: Path, video_id: str) -> Place | None:
                     return Place(path, first, end - first)
                 look_again = True
         if not look_again:
-            return None
+            break
+    if damage is not None:
+        raise damage
     return None
+
+
+def find_places(results: Results, video_id: str) -> dict[str, Place]:
+    """Where a video's rows stand in big files, by the table.
+
+    Raises:
+        SourceError: a big file is damaged that may hold the video: the big files of another table do, or each table has
+            a damaged one. Of a video that failed there are rows in one table only, so that it is taken for a new one.
+    """
+    places: dict[str, Place] = {}
+    damages: list[SourceError] = []
+    for table in TABLES:
+        try:
+            place = find_big(results.table(table), video_id)
+            places |= {} if place is None else {table: place}
+        except SourceError as error:
+            damages.append(error)
+    if damages and (places or len(damages) == len(TABLES)):
+        raise damages[0]
+    for damage in damages:
+        _warn_once(str(damage))
+    return places
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    logger.warning("%s", sentence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,12 +320,16 @@ _known: dict[Path, dict[Path, _Contents]] = {}
 _known_lock = threading.Lock()
 
 
-def _look(folder: Path, known: dict[Path, _Contents]) -> dict[Path, _Contents]:
-    found = {}
+def _look(folder: Path, known: dict[Path, _Contents]) -> tuple[dict[Path, _Contents], SourceError | None]:
+    found, damage = {}, None
     for path in list_big(folder):
-        with contextlib.suppress(FileNotFoundError):
+        try:
             found[path] = known.get(path) or _contents(read_entries(path))
-    return found
+        except FileNotFoundError:
+            pass
+        except SourceError as error:
+            damage = error
+    return found, damage
 
 
 def _contents(entries: Sequence[Entry]) -> _Contents:
@@ -306,7 +343,7 @@ def find_video(results: Results, video_id: str) -> VideoSummary | None:
     """A video's row of the videos table, wherever it stands; None if it has none.
 
     Raises:
-        VideoError: the row's file is damaged.
+        VideoError: the row's file is damaged, or one that may hold it.
     """
     small = results.rows("videos", video_id)
     with holding_tables(results.root), _damage_told(small):
@@ -316,7 +353,10 @@ def find_video(results: Results, video_id: str) -> VideoSummary | None:
 
 def _find_merged_video(results: Results, video_id: str) -> VideoSummary | None:
     for _ in range(_ATTEMPTS):
-        place = find_big(results.table("videos"), video_id)
+        try:
+            place = find_big(results.table("videos"), video_id)
+        except SourceError:
+            place = find_places(results, video_id).get("videos")
         if place is None:
             return None
         with contextlib.suppress(FileNotFoundError):
@@ -515,4 +555,7 @@ def _damage_told(path: Path) -> Iterator[None]:
     except (FileNotFoundError, ConnectionError, PermissionError):
         raise
     except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
-        raise VideoError(f"{path}: this table is damaged; remove the file and analyse its videos again.") from error
+        # It says nothing of any video: what may be in it waits until it is mended.
+        raise SourceError(
+            f"{path}: this table is damaged; put a copy of the file back, or remove it and analyse its videos again."
+        ) from error

@@ -647,11 +647,13 @@ def test_a_damaged_big_file_is_named(results):
     (path,) = list_big(results.table("videos"))
     path.write_bytes(path.read_bytes()[:-30])
     fresh = path.rename(path.with_name("compact-2026-01-01-0123456789ab.parquet"))
-    with pytest.raises(VideoError, match=r"compact-2026-01-01-0123456789ab\.parquet: this table is damaged; remove"):
+    with pytest.raises(VideoError, match=r"compact-2026-01-01-0123456789ab\.parquet: this table is damaged; put"):
         find_video(results, f"{1:016x}")
     done = compact(results)
     assert done is not None
-    assert done.left == (f"{fresh}: this table is damaged; remove the file and analyse its videos again.",)
+    assert done.left == (
+        f"{fresh}: this table is damaged; put a copy of the file back, or remove it and analyse its videos again.",
+    )
 
 
 def with_contents(path: Path, change: Callable[[list[list[object]]], None]) -> None:

@@ -17,7 +17,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from damage import write_damaged
 from fault_table import IS_WHOLE
 
 from ferflow.child_process import end_children
+from ferflow.compaction import compact
 from ferflow.config import Settings
 from ferflow.errors import Stopped
 from ferflow.frames import VideoReader
@@ -660,6 +661,52 @@ def test_pictures_named_after_an_old_name_go_when_the_video_is_done_again(clip, 
     assert Path(row.annotated_path).name.startswith("new-")
     assert [path.name for path in (root / "annotated").iterdir()] == [Path(row.annotated_path).name]
     assert [path.name for path in (root / "timelines").iterdir()] == [Path(row.timeline_path).name]
+
+
+# Damaged tables.
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def replace(path: Path) -> None:
+    pq.write_table(pa.table({"a": [1]}), path)
+
+
+def blank_rows(path: Path) -> None:
+    """What says which videos are in it can be read, their rows cannot."""
+    content = bytearray(path.read_bytes())
+    group = pq.read_metadata(path).row_group(0)
+    for number in range(group.num_columns):
+        column = group.column(number)
+        first = column.dictionary_page_offset or column.data_page_offset
+        content[first : first + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(content)
+
+
+@pytest.mark.fault("a merged table is damaged", "new videos are done, of its own it is said which file is damaged")
+@pytest.mark.parametrize("table", ["videos", "faces"])
+@pytest.mark.parametrize("damage", [cut, replace, blank_rows])
+def test_a_damaged_merged_table_stops_no_new_video(damage, table, clip, tmp_path):
+    """Seen to fail: the run ended at the first video that was not found elsewhere."""
+    inbox, root = fill(clip, tmp_path / "inbox", 2), tmp_path / "results"
+    analyze(inbox, root)
+    tomorrow = datetime.now(UTC).date() + timedelta(days=1)
+    assert compact(open_results(root), today=tomorrow) is not None
+    (path,) = (root / table).glob("compact-*")
+    damage(damaged := path.rename(path.with_name("compact-2026-01-01-0123456789ab.parquet")))
+    content = damaged.read_bytes()
+    fill(clip, inbox, 4)
+    report = analyze(inbox, root, max_fps=50)
+    assert [Path(summary.source).name for summary in report.done] == ["002.mp4", "003.mp4"]
+    assert [summary.error for summary in report.failed] == [
+        f"{damaged}: this table is damaged; put a copy of the file back, or remove it and analyse its videos again."
+    ] * 2
+    assert damaged.read_bytes() == content
+    damaged.unlink()
+    analyze(inbox, root, max_fps=50)
+    assert_is_whole(root, videos=4)
 
 
 # Names.

@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 import threading
+import unicodedata
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -400,6 +401,14 @@ def checked_id(text: object) -> str:
 def utf8(text: str) -> str:
     """A path or a message about it as text that every table and terminal takes; odd bytes of a name become `\\xe9`."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def printable(text: str) -> str:
+    """Text of one line that cannot steer a terminal: what is no letter or sign to be seen is written as its number."""
+    return "".join(
+        letter if letter.isprintable() or unicodedata.category(letter) == "Zs" else ascii(letter)[1:-1]
+        for letter in utf8(text)
+    )
 
 
 def _local_file(path: Path, status: os.stat_result) -> StoredFile:

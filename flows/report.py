@@ -2,7 +2,6 @@
 
 import threading
 import time
-import unicodedata
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ferflow.records import VideoSummary
 from ferflow.sources import Job
-from ferflow.storage import Results, is_local, utf8
+from ferflow.storage import Results, is_local, printable
 
 
 class Report:
@@ -134,14 +133,6 @@ def describe(summary: VideoSummary) -> str:
         f" {summary.processing_seconds:.1f} s ({speed:.0f} frames/s)"
     )
     return line if summary.error is None else f"{line}. Note: {summary.error}"
-
-
-def printable(text: str) -> str:
-    """Text of one line that cannot steer a terminal: what is no letter or sign to be seen is written as its number."""
-    return "".join(
-        letter if letter.isprintable() or unicodedata.category(letter) == "Zs" else ascii(letter)[1:-1]
-        for letter in utf8(text)
-    )
 
 
 def _count(number: int, thing: str, things: str | None = None) -> str:

@@ -663,6 +663,49 @@ def test_pictures_named_after_an_old_name_go_when_the_video_is_done_again(clip, 
     assert [path.name for path in (root / "timelines").iterdir()] == [Path(row.timeline_path).name]
 
 
+def name_pictures(root: Path, video_id: str, **names: str) -> None:
+    """Write a video's row anew, with other names of its pictures."""
+    path = root / "videos" / f"{video_id}.parquet"
+    row = pq.read_table(path)
+    for column, name in names.items():
+        row = row.set_column(row.schema.get_field_index(column), row.schema.field(column), [[name]])
+    pq.write_table(row, path)
+
+
+def test_pictures_that_an_older_version_named_go_when_the_video_is_done_again(clip, tmp_path):
+    """Seen to fail: they stayed beside the new ones, and no row named them."""
+    inbox, root = tmp_path / "inbox", tmp_path / "results"
+    video_id = content_id(drop(clip, inbox / "a.mp4", 0))
+    analyze(inbox, root)
+    short = {
+        "annotated_path": f"annotated/a-{video_id[:8]}.mp4",
+        "timeline_path": f"timelines/a-{video_id[:8]}.png",
+    }
+    (root / "annotated" / f"a-{video_id}.mp4").rename(root / short["annotated_path"])
+    (root / "timelines" / f"a-{video_id}.png").rename(root / short["timeline_path"])
+    name_pictures(root, video_id, **short)
+    analyze(inbox, root, max_fps=50)
+    assert_is_whole(root, videos=1)
+
+
+@pytest.mark.fault("a row of a video that names other files as its pictures", "no other file is removed")
+def test_no_other_file_goes_with_a_replaced_result(clip, tmp_path):
+    """Seen to fail: without the look at folder and name in `stages.remove_picture` both were removed."""
+    inbox, root = fill(clip, tmp_path / "inbox", 2), tmp_path / "results"
+    analyze(inbox, root)
+    mine, other = (content_id(inbox / f"{number:03d}.mp4") for number in range(2))
+    (outside := tmp_path / f"x-{mine}.mp4").touch()
+    name_pictures(
+        root,
+        mine,
+        annotated_path=f"annotated/../../x-{mine}.mp4",
+        timeline_path=f"timelines/001-{other}.png",
+    )
+    analyze(inbox / "000.mp4", root, max_fps=50)
+    assert outside.exists()
+    assert_is_whole(root, videos=2)
+
+
 # Damaged tables.
 
 

@@ -484,6 +484,41 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(clip, small_
     )
 
 
+@pytest.mark.fault("the disk of a flow run is full", "the run is Failed with a sentence; the rest once it has space")
+def test_a_full_disk_fails_a_flow_run_with_a_sentence_at_once(clip, small_disk, tmp_path, server):
+    """Seen to fail: a task whose disk was full was tried three times more, which took 77 s, before anything was said."""
+    count = 12
+    inbox, root = fill(clip, tmp_path / "inbox", count), small_disk / "results"
+    open_results(root)
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(1_450_000))
+
+    def analyze_on_server() -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "flows.cli", "analyze", inbox, "--results", root, "--workers", "2"]
+        return subprocess.run(command, cwd=ROOT, env=server.environment, capture_output=True, text=True)
+
+    ended = analyze_on_server()
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    run = server.last_run()
+    assert run["state_name"] == "Failed"
+    sentence = (
+        f"{root}: nothing can be read or written there (No space left on device). Make room or mend the disk, and "
+        "start this run again: what was finished is kept."
+    )
+    assert run["state"]["message"] == sentence
+    assert ended.stderr.splitlines()[-1] == f"ferflow: {sentence}"
+    tasks = server.ask("task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+    assert {task["run_count"] for task in tasks} == {1}
+    assert len(pd.read_parquet(root / "videos")) < count
+    assert_nothing_is_half_written(root)
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
+    ended = analyze_on_server()
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert_is_whole(root, videos=count)
+    assert_nothing_is_left(root)
+
+
 @pytest.mark.fault("the results folder is read-only")
 def test_results_that_are_read_only_end_the_run_with_a_sentence(clip, small_disk, tmp_path):
     """Seen to fail: without `except OSError` in `flows.cli.main` it was a traceback."""

@@ -486,7 +486,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_loses_nothing(clip, small_
 
 @pytest.mark.fault("the disk of a flow run is full", "the run is Failed with a sentence; the rest once it has space")
 def test_a_full_disk_fails_a_flow_run_with_a_sentence_at_once(clip, small_disk, tmp_path, server):
-    """Seen to fail: a task whose disk was full was tried three times more, which took 77 s, before anything was said."""
+    """Seen to fail: a task whose disk was full was tried three times more, over 77 s, before anything was said."""
     count = 12
     inbox, root = fill(clip, tmp_path / "inbox", count), small_disk / "results"
     open_results(root)

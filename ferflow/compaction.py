@@ -34,7 +34,7 @@ from ferflow.exchange import exchange_folders
 from ferflow.merged_rows import (
     PREFIX,
     Part,
-    find_big,
+    find_places,
     list_big,
     read_entries,
     read_part,
@@ -45,6 +45,7 @@ from ferflow.merged_rows import (
 from ferflow.storage import (
     Results,
     StoredFile,
+    checked_id,
     holding_tables,
     is_local,
     list_files,
@@ -138,7 +139,7 @@ def take_out(results: Results, video_id: str) -> None:
 
     Raises:
         OSError: the results are at fault.
-        VideoError: the big file is damaged.
+        SourceError: the big file is damaged, or one that may be it.
     """
     claims = Claims(results)
     while found := _find_merged(results, video_id):
@@ -165,8 +166,8 @@ def _find_merged(results: Results, video_id: str) -> list[tuple[str, Path]]:
     with holding_tables(results.root):
         # The other way round than they are merged: of a video in small files everywhere else, the last is one too, and
         # so the next compaction knows its day.
-        places = [(table, find_big(results.table(table), video_id)) for table in reversed(_TABLES)]
-    return [(table, place.path) for table, place in places if place is not None]
+        places = find_places(results, video_id)
+        return [(table, places[table].path) for table in reversed(_TABLES) if table in places]
 
 
 def _past_days(results: Results, before: date) -> dict[str, date]:
@@ -190,9 +191,9 @@ def _by_day(results: Results, table: str, days: Mapping[str, date]) -> list[tupl
 def _small_files(folder: Path) -> Iterator[tuple[str, StoredFile]]:
     for file in list_files(folder):
         path = file.path
-        is_ours = path.parent == folder and path.suffix == ".parquet" and not path.name.startswith((".", PREFIX))
-        if is_ours and path.stem != "columns":
-            yield path.stem, file
+        if path.parent == folder and path.suffix == ".parquet":
+            with contextlib.suppress(ValueError):
+                yield checked_id(path.stem), file
 
 
 def _merge_day(

@@ -6,10 +6,11 @@ of the videos' ids, and it says which rows are whose.
 
 import contextlib
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ferflow.errors import VideoError
+from ferflow.errors import SourceError, VideoError
 from ferflow.records import Analysis, FaceColumns, VideoSummary
 from ferflow.rows import (
     ANALYSIS_KEY,
@@ -32,7 +33,9 @@ from ferflow.rows import (
     read_video,
     stream_faces,
 )
-from ferflow.storage import Results, StoredFile, holding_tables, is_local
+from ferflow.storage import Results, StoredFile, checked_id, holding_tables, is_local
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -128,17 +131,21 @@ def read_part(file: StoredFile, table: str, content: bytes) -> Part:
                     "and stays as it is."
                 )
             rows = opened.read(use_threads=False)
-            described = (opened.metadata.metadata or {}).get(ANALYSIS_KEY)
-    except (pa.ArrowException, OSError) as error:
+            described = json.loads((opened.metadata.metadata or {}).get(ANALYSIS_KEY, b"null"))
+        ids = set(rows["video_id"].unique().to_pylist())
+        if described is not None:
+            ids.add(described["video_id"])
+        if ids - {file.path.stem}:
+            # Of a stranger: merged with the others it would make all of them unreadable.
+            raise ValueError("rows of another video")
+        columns = [
+            rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
+            for field in schema
+        ]
+    except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
         raise VideoError(f"{file.path}: this table is damaged; remove the file and analyse its video again.") from error
-    columns = [
-        rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
-        for field in schema
-    ]
     return Part(
-        Entry(file.path.stem, len(rows), file.tag, file.modified_at),
-        pa.table(columns, schema=schema),
-        None if described is None else json.loads(described),
+        Entry(file.path.stem, len(rows), file.tag, file.modified_at), pa.table(columns, schema=schema), described
     )
 
 
@@ -217,7 +224,7 @@ def read_entries(path: Path) -> list[Entry]:
     """Read which videos are in a big file.
 
     Raises:
-        VideoError: it is damaged.
+        SourceError: it is damaged.
         FileNotFoundError: it is gone.
     """
     with _damage_told(path), open_table(path) as file:
@@ -228,7 +235,7 @@ def split_big(path: Path) -> Iterator[Part]:
     """Read a big file video by video.
 
     Raises:
-        VideoError: it is damaged.
+        SourceError: it is damaged.
         FileNotFoundError: it is gone.
     """
     with _damage_told(path), open_table(path, pre_buffer=False) as file:
@@ -247,14 +254,15 @@ def find_big(folder: Path, video_id: str) -> Place | None:
         video_id: hash of the video's bytes.
 
     Raises:
-        VideoError: a big file is damaged.
+        SourceError: a big file is damaged, and the video is in no other.
     """
-    look_again = True
+    look_again, damage = True, None
     for attempt in range(2):
         with _known_lock:
             known = _known.get(folder)
             if known is None or attempt:
-                known = _known[folder] = _look(folder, known or {})
+                known, damage = _look(folder, known or {})
+                _known[folder] = known
                 look_again = False
         for path, contents in known.items():
             index = int(np.searchsorted(contents.video_ids, video_id.encode()))
@@ -264,8 +272,37 @@ def find_big(folder: Path, video_id: str) -> Place | None:
                     return Place(path, first, end - first)
                 look_again = True
         if not look_again:
-            return None
+            break
+    if damage is not None:
+        raise damage
     return None
+
+
+def find_places(results: Results, video_id: str) -> dict[str, Place]:
+    """Where a video's rows stand in big files, by the table.
+
+    Raises:
+        SourceError: a big file is damaged that may hold the video: the big files of another table do, or each table has
+            a damaged one. Of a video that failed there are rows in one table only, so that it is taken for a new one.
+    """
+    places: dict[str, Place] = {}
+    damages: list[SourceError] = []
+    for table in TABLES:
+        try:
+            place = find_big(results.table(table), video_id)
+            places |= {} if place is None else {table: place}
+        except SourceError as error:
+            damages.append(error)
+    if damages and (places or len(damages) == len(TABLES)):
+        raise damages[0]
+    for damage in damages:
+        _warn_once(str(damage))
+    return places
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    logger.warning("%s", sentence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,12 +320,16 @@ _known: dict[Path, dict[Path, _Contents]] = {}
 _known_lock = threading.Lock()
 
 
-def _look(folder: Path, known: dict[Path, _Contents]) -> dict[Path, _Contents]:
-    found = {}
+def _look(folder: Path, known: dict[Path, _Contents]) -> tuple[dict[Path, _Contents], SourceError | None]:
+    found, damage = {}, None
     for path in list_big(folder):
-        with contextlib.suppress(FileNotFoundError):
+        try:
             found[path] = known.get(path) or _contents(read_entries(path))
-    return found
+        except FileNotFoundError:
+            pass
+        except SourceError as error:
+            damage = error
+    return found, damage
 
 
 def _contents(entries: Sequence[Entry]) -> _Contents:
@@ -302,7 +343,7 @@ def find_video(results: Results, video_id: str) -> VideoSummary | None:
     """A video's row of the videos table, wherever it stands; None if it has none.
 
     Raises:
-        VideoError: the row's file is damaged.
+        VideoError: the row's file is damaged, or one that may hold it.
     """
     small = results.rows("videos", video_id)
     with holding_tables(results.root), _damage_told(small):
@@ -312,7 +353,10 @@ def find_video(results: Results, video_id: str) -> VideoSummary | None:
 
 def _find_merged_video(results: Results, video_id: str) -> VideoSummary | None:
     for _ in range(_ATTEMPTS):
-        place = find_big(results.table("videos"), video_id)
+        try:
+            place = find_big(results.table("videos"), video_id)
+        except SourceError:
+            place = find_places(results, video_id).get("videos")
         if place is None:
             return None
         with contextlib.suppress(FileNotFoundError):
@@ -491,7 +535,12 @@ class _Rows:
 
 
 def _entries(file: pq.ParquetFile) -> list[Entry]:
-    return [Entry(*entry) for entry in zip(*json.loads(file.metadata.metadata[_CONTENTS_KEY]), strict=True)]
+    entries = [Entry(*entry) for entry in zip(*json.loads(file.metadata.metadata[_CONTENTS_KEY]), strict=True)]
+    for entry in entries:
+        checked_id(entry.video_id)
+    if sum(entry.row_count for entry in entries) != file.metadata.num_rows:
+        raise ValueError("it has other rows than it says")
+    return entries
 
 
 def _analyses(file: pq.ParquetFile) -> list[dict[str, Any] | None]:
@@ -505,5 +554,8 @@ def _damage_told(path: Path) -> Iterator[None]:
         yield
     except (FileNotFoundError, ConnectionError, PermissionError):
         raise
-    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-        raise VideoError(f"{path}: this table is damaged; remove the file and analyse its videos again.") from error
+    except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
+        # It says nothing of any video: what may be in it waits until it is mended.
+        raise SourceError(
+            f"{path}: this table is damaged; put a copy of the file back, or remove it and analyse its videos again."
+        ) from error

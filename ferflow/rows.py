@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import DataError, VideoError
 from ferflow.records import Analysis, FaceColumns, FaceRow, Segment, VideoInfo, VideoSummary
-from ferflow.storage import is_local, part_file
+from ferflow.storage import checked_id, is_local, part_file
 
 _EMOTION_TYPE = pa.dictionary(pa.int8(), pa.string())
 _ROWS_AT_ONCE = 1024
@@ -200,7 +200,7 @@ def stream_faces(path: Path, columns: Sequence[str]) -> tuple[Analysis, Iterator
             file.close()
             return None
         analysis = _analysis(file)
-    except (pa.ArrowInvalid, KeyError) as error:
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise VideoError(damaged) from error
 
     def pieces() -> Iterator[np.ndarray]:
@@ -252,6 +252,7 @@ def _analysis(file: pq.ParquetFile) -> Analysis:
 def parse_analysis(described: dict[str, Any]) -> Analysis:
     """Read how faces came about from what a file says of it."""
     described = dict(described)
+    checked_id(described["video_id"])
     info = VideoInfo(**described.pop("info"))
     started_at = datetime.fromisoformat(described.pop("started_at"))
     return Analysis(**described, info=info, started_at=started_at)
@@ -304,6 +305,7 @@ def read_video(path: Path) -> VideoSummary | None:
 def parse_video(row: dict[str, Any]) -> VideoSummary:
     """Read one row of the videos table."""
     row = dict(row)
+    checked_id(row["video_id"])
     shares = tuple(row.pop(f"share_{emotion}") for emotion in EMOTIONS)
     in_info = [field.name for field in dataclasses.fields(VideoInfo) if field.name != "warning"]
     info = {name: row.pop(name) for name in in_info}
@@ -346,6 +348,8 @@ def read_known_sources(path: Path) -> list[KnownSource]:
     with _damage_told(path), open_table(path) as file:
         there = set(file.schema_arrow.names)
         rows = file.read(columns=[name for name in names if name in there]).to_pylist()
+        for row in rows:
+            checked_id(row["video_id"])
     return [KnownSource(**dict.fromkeys(names) | row) for row in rows]
 
 

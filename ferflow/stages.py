@@ -353,6 +353,14 @@ def remove_results(results: Results, source: Path, *, video_id: str, but_row: bo
             results.rows(table, video_id).unlink(missing_ok=True)
 
 
+def remove_picture(results: Results, named: str, *, video_id: str) -> None:
+    """Take away an annotated video or a timeline that a video's row names, and nothing else that a row may name."""
+    folder, _, name = named.partition("/")
+    is_its = Path(name).stem.endswith((f"-{video_id}", f"-{video_id[:8]}"))  # So short in an older ferflow.
+    if folder in ("annotated", "timelines") and "/" not in name and is_its:
+        (results.root / folder / name).unlink(missing_ok=True)
+
+
 def describe_failure(
     source: Path, error: VideoError, *, video_id: str, model_version: str, settings: Settings, tag: str | None = None
 ) -> VideoSummary:

@@ -8,6 +8,7 @@ universal-pathlib knows (Google's gs://, Azure's az://) works once its driver (g
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -392,6 +393,17 @@ def content_id(path: Path) -> str:
 def unreadable_id(path: Path) -> str:
     """Name a file whose bytes cannot be read, by its path."""
     return hashlib.sha256(b"unreadable:" + os.fsencode(str(path))).hexdigest()[:_ID_LENGTH]
+
+
+def checked_id(text: object) -> str:
+    """What a file names as a video's id, if it is one: of a stranger's file it may be the way to another folder.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(text, str) or re.fullmatch(f"[0-9a-f]{{{_ID_LENGTH}}}", text) is None:
+        raise ValueError(f"{text!r} is no video's id")
+    return text
 
 
 def utf8(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ferflow.errors import FerflowError
-from ferflow.storage import absolute, place
+from ferflow.storage import absolute, place, printable
 from flows.arguments import add_prefect, add_settings, given_settings, positive
 from flows.server import is_wanted, leave_logging_to_prefect
 
@@ -27,11 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = args.run(args)
     except FerflowError as error:
-        print(f"ferflow: {error}", file=sys.stderr)
+        print(f"ferflow: {printable(str(error))}", file=sys.stderr)
         return EXIT_UNUSABLE
     except OSError as error:
         # A full disk, a folder that was taken away: what is wrong is known, though not in whose file.
-        print(f"ferflow: {error}", file=sys.stderr)
+        print(f"ferflow: {printable(str(error))}", file=sys.stderr)
         return EXIT_UNUSABLE
     except KeyboardInterrupt:
         print("ferflow: stopped; finished videos are kept, the same command goes on with the others.", file=sys.stderr)
@@ -155,8 +155,17 @@ def _demo(args: argparse.Namespace) -> int:
     return status
 
 
+class _OneLine(logging.Formatter):
+    """Shows of a message what a terminal would take for a command."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 def _set_up_logging(*, verbose: bool) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setFormatter(_OneLine("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[shown])
     logging.getLogger("ferflow").setLevel(logging.INFO if verbose else logging.WARNING)
 
 

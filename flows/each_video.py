@@ -17,8 +17,8 @@ from ferflow.progress import Teller
 from ferflow.records import VideoSummary
 from ferflow.rows import read_video
 from ferflow.sources import Job
-from ferflow.stages import describe_failure, record_failure, remove_results
-from ferflow.storage import Results, relative, unreadable_id, utf8
+from ferflow.stages import describe_failure, record_failure, remove_picture, remove_results
+from ferflow.storage import Results, unreadable_id, utf8
 
 _CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")
 # Microseconds of processor time in so many of time, or "max".
@@ -262,10 +262,9 @@ def _take_back(job: Job, results: Results) -> None:
 
 
 def _remove_pictures_of(job: Job, summary: VideoSummary, results: Results) -> None:
-    """Take away the pictures of the replaced result where they were named after another file."""
-    if job.outdated is None or job.outdated.source == summary.source:
+    """Take away the pictures of the replaced result that have other names: of another file, or an older ferflow's."""
+    if job.outdated is None:
         return
-    before = job.outdated.source
-    for picture in (results.annotated(before, job.video_id), results.timeline(before, job.video_id)):
-        if relative(picture, results) not in (summary.annotated_path, summary.timeline_path):
-            picture.unlink(missing_ok=True)
+    for named in (job.outdated.annotated_path, job.outdated.timeline_path):
+        if named is not None and named not in (summary.annotated_path, summary.timeline_path):
+            remove_picture(results, named, video_id=job.video_id)

@@ -7,6 +7,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+from ferflow.storage import printable
 from flows.arguments import add_places, add_prefect
 from flows.server import is_wanted, leave_logging_to_prefect
 
@@ -65,5 +66,5 @@ def _reconcile() -> None:
 
 
 def _say(sentence: str) -> None:
-    sys.stderr.write(f"ferflow: {sentence}\n")
+    sys.stderr.write(f"ferflow: {printable(sentence)}\n")
     sys.stderr.flush()

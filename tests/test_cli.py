@@ -10,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from flows.watch_command import _say
+
 
 def ferflow(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
@@ -97,6 +99,20 @@ def test_what_cannot_be_done_is_said_in_a_sentence(first_run, inbox, tmp_path, a
     assert says in run.stderr
     assert "Traceback" not in run.stderr
     assert len(run.stderr.splitlines()) == 1
+
+
+@pytest.mark.fault("a name that steers the terminal, in what is said of it")
+def test_what_is_said_of_a_name_does_not_steer_the_terminal(tmp_path, capsys):
+    """Seen to fail: the terminal was cleared."""
+    name, shown = "a\x1b[2J\nb.mp4", r"a\x1b[2J\nb.mp4"
+    run = ferflow("analyze", tmp_path / name, "--results", tmp_path / "results")
+    assert run.stderr == f"ferflow: {tmp_path}/{shown}: there is no such file or folder; check the name.\n"
+    os.mkfifo(tmp_path / name)
+    run = ferflow("analyze", tmp_path, "--results", tmp_path / "results")
+    assert run.stderr.splitlines()[0].startswith(f"{tmp_path}/{shown}: this is a pipe")
+    assert run.stderr.replace("\n", "").isprintable()
+    _say(f"{name}: it cannot be moved.")
+    assert capsys.readouterr().err == f"ferflow: {shown}: it cannot be moved.\n"
 
 
 def test_a_wrong_key_in_a_settings_file_is_named_with_the_right_one(inbox, tmp_path):

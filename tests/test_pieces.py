@@ -74,7 +74,7 @@ def in_one_go(file: Path, results: Results, settings: Settings = SETTINGS, **opt
     return analyze_video(
         file,
         results,
-        video_id="whole",
+        video_id="0" * 16,
         detector=face_finder,
         classifier=warm_classifier(settings.model),
         settings=settings,

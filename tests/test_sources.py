@@ -250,7 +250,8 @@ def _never(*_: object) -> Path:
 
 
 def test_a_file_that_is_replaced_while_it_is_identified_is_not_taken_for_either(tmp_path, results, monkeypatch):
-    """Seen to fail: the new content was known by the old one's time, and so failed for ever."""
+    """Seen to fail: without the second look at the tag in `sources._identify` the new content was taken up under the
+    old one's tag."""
     video = touch(tmp_path / "a.mp4", "old")
 
     def replace(path: Path) -> str:

@@ -91,7 +91,7 @@ def test_a_listing_tells_length_and_change_without_reading(folder):
 
 
 def test_two_videos_of_one_name_never_share_a_picture(tmp_path):
-    """Seen to fail: half of the id was in the name, and two that have this half in common had one file."""
+    """Seen to fail: with half of the id in the name, two that have this half in common had one file."""
     results = Results(tmp_path)
     one, other = "0123456789abcdef", "01234567fedcba98"
     assert results.annotated("a.mp4", one) != results.annotated("a.mp4", other)

@@ -143,6 +143,41 @@ def test_a_click_leads_to_the_page_of_the_video(videos):
     expect(videos.get_by_role("heading", name="noon.mp4")).to_be_visible()
 
 
+def test_what_was_dropped_is_still_listed_after_a_visit_to_a_video(viewer, page, tmp_path):
+    (tmp_path / "notes.mp4").write_text("These are no pictures.\n" * 20)
+    page.goto(viewer.url)
+    page.locator("input[type=file]").set_input_files(tmp_path / "notes.mp4")
+    expect(page.get_by_role("alert")).to_contain_text("notes.mp4")
+    page.evaluate("window.isSame = true")
+    page.get_by_role("link", name="Videos", exact=True).click()
+    page.get_by_role("link", name="noon.mp4").click()
+    expect(page.get_by_role("heading", name="noon.mp4")).to_be_visible()
+    page.go_back()
+    expect(rows(page).first).to_be_visible()
+    page.get_by_role("link", name="noon.mp4").click()
+    expect(page.get_by_role("heading", name="noon.mp4")).to_be_visible()
+    page.get_by_role("link", name="Drop", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("notes.mp4")
+    assert page.evaluate("window.isSame"), "the page was not loaded anew"
+
+
+def test_back_from_a_video_leads_to_the_videos_that_were_chosen(videos):
+    choose(videos, "Mostly", "happy")
+    expect(rows(videos)).to_have_count(2)
+    videos.get_by_role("link", name="noon.mp4").click()
+    expect(videos.get_by_role("heading", name="noon.mp4")).to_be_visible()
+    videos.go_back()
+    expect(rows(videos)).to_have_count(2)
+    assert "emotion=happy" in videos.url
+
+
+def test_a_link_to_a_video_can_be_opened_in_a_tab_of_its_own(videos):
+    with videos.context.expect_page() as opened_tab:
+        videos.get_by_role("link", name="noon.mp4").click(modifiers=["ControlOrMeta"])
+    expect(opened_tab.value.get_by_role("heading", name="noon.mp4")).to_be_visible()
+    expect(rows(videos).first).to_be_visible()
+
+
 def test_what_is_finished_meanwhile_appears_by_itself(viewer, videos):
     added = add_video(Results(viewer.folder / "results"), "/study/new/just now.mp4")
     try:

@@ -31,6 +31,8 @@ _MOST_BYTES_IN_NAME = 120
 _CHUNK_BYTES = 1 << 20
 _NOT_IN_NAMES = frozenset('<>:"|?*`')
 # Mean something to a system, a shell or a page.
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+# Letters, marks and one sign that show nothing: fillers of Hangul, inherent vowels of Khmer, a joiner, blank braille.
 
 _SCRATCH = Path(tempfile.gettempdir()) / "ferflow-uploads"
 _ABANDONED_SECONDS = 86_400.0
@@ -96,20 +98,23 @@ def safe_name(name: str) -> str:
         "_" if letter in _NOT_IN_NAMES else letter
         for letter in unicodedata.normalize("NFC", last)
         # Control, format (which turn the direction of writing), surrogate, private and unassigned ones.
-        if not unicodedata.category(letter).startswith("C")
+        if letter not in _BLANK and not unicodedata.category(letter).startswith("C")
     ]
     stem, dot, suffix = " ".join("".join(kept).split()).rpartition(".")
     if not dot:
         stem, suffix = suffix, ""
     # Hidden files begin with a dot, half-copied ones with ~, and options with a dash.
-    stem = stem.encode()[:_MOST_BYTES_IN_NAME].decode(errors="ignore").strip(" .~-") or "video"
+    stem = stem.encode()[:_MOST_BYTES_IN_NAME].decode(errors="ignore").strip(" .~-")
+    # Marks alone stand on nothing; some of them are to be seen nowhere.
+    if all(unicodedata.category(letter).startswith("M") for letter in stem):
+        stem = "video"
     return f"{stem}.{suffix.lower()}" if suffix else stem
 
 
 def _targets(inbox: Path, name: str, video_id: str) -> Iterator[Path]:
-    """What a video may be called in the inbox: as its owner calls it, or with a part of its hash behind."""
+    """What a video may be called in the inbox: as its owner calls it, or with its id behind."""
     yield inbox / name
-    stem, suffix = f"{Path(name).stem}-{video_id[:8]}", Path(name).suffix
+    stem, suffix = f"{Path(name).stem}-{video_id}", Path(name).suffix
     yield inbox / f"{stem}{suffix}"
     yield from (inbox / f"{stem}-{number}{suffix}" for number in count(2))
 

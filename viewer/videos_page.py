@@ -207,7 +207,8 @@ def _table_html(videos: Sequence[ListedVideo], strips: dict[str, np.ndarray], zo
 
 def _row_html(video: ListedVideo, strip: np.ndarray | None, zone: tzinfo) -> str:
     name, folder = escaped(video.name), escaped(video.folder)
-    link = f'<a href="video?video={quote(video.video_id, safe="")}" target="_self" title="{name}">{name}</a>'
+    address = f"video?video={quote(video.video_id, safe='')}"
+    link = f'<a class="ff-within" href="{address}" target="_self" title="{name}">{name}</a>'
     analysed = video.processed_at.astimezone(zone)
     when = f'<td data-name="Analysed" title="{analysed:%Y-%m-%d %H:%M:%S}">{_when(analysed)}</td>'
     if video.status == "failed":

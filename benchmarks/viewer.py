@@ -57,7 +57,7 @@ def main() -> None:
         is_new = not folder.exists()
         results = open_results(folder)
         if is_new:
-            _fill(results, args.videos, args.faces)
+            fill(results, args.videos, args.faces)
         _report(results, f"{args.videos:,} videos, {args.videos * args.faces:,} faces, a file each")
         compact(results, older_than_days=0)
         _report(results, "the same, merged")
@@ -126,7 +126,7 @@ def _peak_mb() -> float:
     return int(line.split()[1]) / 1024
 
 
-def _fill(results: Results, video_count: int, face_count: int) -> None:
+def fill(results: Results, video_count: int, face_count: int) -> None:
     """Write every video's three small files; each emotion lasts a while, one video in fifty has failed."""
     rng = np.random.default_rng(0)
     now = datetime.now(UTC)

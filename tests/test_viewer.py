@@ -320,6 +320,25 @@ def test_work_on_a_video_is_shown_with_the_time_left(viewer, clip, page):
     expect(page.get_by_text("At work now")).to_have_count(0)
 
 
+def test_a_file_that_waits_does_not_have_the_whole_table_listed(page, make_video, tmp_path):
+    if shutil.which("strace") is None:
+        if os.environ.get("CI"):
+            pytest.fail("strace is missing, and CI may skip nothing: install strace")
+        pytest.skip("strace is not installed: `sudo apt-get install strace`")
+    add_video(open_results(tmp_path / "results"), "/other.mp4")
+    with serve_viewer(tmp_path) as viewer, (tmp_path / "calls.txt").open("wb") as calls:
+        drop(page, viewer.url, make_video(tmp_path / "made" / "a.mp4", frame_count=2))
+        expect(page.get_by_text("Queued")).to_be_visible()
+        page.wait_for_timeout(2000)
+        command = ["strace", "-f", "-qq", "-y", "-e", "trace=getdents64,statx,newfstatat,stat", "-p", str(viewer.pid)]
+        with subprocess.Popen(command, stdout=calls, stderr=calls) as seen:
+            page.wait_for_timeout(5000)
+            seen.terminate()
+    told = (tmp_path / "calls.txt").read_text()
+    assert "results/videos/" in told, "it is looked for"
+    assert not re.search(r"getdents64\(\d+<[^>]*results/videos>", told)
+
+
 def test_a_file_on_its_way_is_not_lost_while_another_is_taken(viewer, page, make_video, tmp_path):
     first, second = (make_video(tmp_path / name, frame_count=n) for name, n in (("first.mp4", 21), ("second.mp4", 22)))
     held = []

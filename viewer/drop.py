@@ -1,6 +1,8 @@
 """files that somebody drops on the page -> the inbox; then how far each is, and what was found"""
 
+import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -58,6 +60,8 @@ def show() -> None:
         with st.spinner(theme.plain(f"Taking {safe_name(file.name)} …")):
             dropped.insert(0, _take(file, file.name))
             _let_go(file)
+    with contextlib.suppress(FerflowError, OSError):  # Told where it is looked for again.
+        _find(lambda video_id: True)
     seconds = _LOOK_SECONDS if is_local(results().root) else _LOOK_INTO_BUCKET_SECONDS
     st.fragment(_show_dropped, run_every=seconds)()
 
@@ -85,14 +89,11 @@ def _show_dropped() -> None:
     """How far each file is; looked at again and again."""
     dropped: list[_Dropped] = st.session_state.dropped
     mine = {file.video_id for file in dropped}
-    summaries: dict[str, VideoSummary] = st.session_state.setdefault("found", {})
     try:
         others = [state for state in list_progress(results()) if state.video_id not in mine]
-        for file in dropped:
-            # What is done is not read again.
-            if file.video_id and (file.video_id not in summaries or summaries[file.video_id].status != "done"):
-                found = find_video(results(), file.video_id)
-                summaries |= {} if found is None else {file.video_id: found}
+        # Each by its own file. To look for those that have been merged lists the whole table; that is done when the
+        # page is opened, and they are merged only a day later.
+        summaries = _find(lambda video_id: results().rows("videos", video_id).exists())
     except (FerflowError, OSError) as error:
         theme.unreadable("The results", error)
         return
@@ -107,6 +108,17 @@ def _show_dropped() -> None:
                 _show_progress(state)
     if not dropped and not others:
         _show_how_it_works()
+
+
+def _find(is_there: Callable[[str], bool]) -> dict[str, VideoSummary]:
+    """What is known of the files that were dropped; what is done is not read again."""
+    summaries: dict[str, VideoSummary] = st.session_state.setdefault("found", {})
+    for file in st.session_state.dropped:
+        is_done = file.video_id in summaries and summaries[file.video_id].status == "done"
+        if file.video_id and not is_done and is_there(file.video_id):
+            found = find_video(results(), file.video_id)
+            summaries |= {} if found is None else {file.video_id: found}
+    return summaries
 
 
 def _show_one(file: _Dropped, summary: VideoSummary | None) -> None:

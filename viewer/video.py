@@ -355,7 +355,7 @@ def _show_downloads(summary: VideoSummary, found: _Found) -> None:
 
 
 def _show_facts(summary: VideoSummary) -> None:
-    facts = [("File", summary.source)]
+    facts = [("Status", summary.status), ("File", summary.source)]
     if (info := summary.info) is not None:
         facts += [
             ("Picture", f"{info.width} × {info.height}, {info.frame_count:,} frames, {info.fps:.4g} a second"),

@@ -198,7 +198,7 @@ def _show_at_work(states: Sequence[AtWork]) -> None:
 
 
 def _table_html(videos: Sequence[ListedVideo], strips: dict[str, np.ndarray], zone: tzinfo) -> str:
-    heads = ("Video", "Emotions over its time", "Mostly", "Length", "People", "Faces", "Analysed", "Took")
+    heads = ("Video", "Status", "Emotions over its time", "Mostly", "Length", "People", "Faces", "Analysed", "Took")
     numbers = ("Length", "People", "Faces", "Took")
     head = "".join(f"<th{_NUMBER if name in numbers else ''}>{name}</th>" for name in heads)
     rows = "".join(_row_html(video, strips.get(video.video_id), zone) for video in videos)
@@ -213,8 +213,7 @@ def _row_html(video: ListedVideo, strip: np.ndarray | None, zone: tzinfo) -> str
     when = f'<td data-name="Analysed" title="{analysed:%Y-%m-%d %H:%M:%S}">{_when(analysed)}</td>'
     if video.status == "failed":
         error = video.error or "no reason was kept"
-        reason = f'<b class="ff-failed">Failed</b> {escaped(theme.capitalised(error))}'
-        middle = f'<td class="ff-wide" colspan="5">{reason}</td>'
+        middle = f'<td class="ff-wide" colspan="5">{escaped(theme.capitalised(error))}</td>'
     else:
         seen = strip_html(strip) if strip is not None else "<em>No face was found.</em>"
         note = f"<small>{escaped(video.error)}</small>" if video.error else ""
@@ -224,9 +223,11 @@ def _row_html(video: ListedVideo, strip: np.ndarray | None, zone: tzinfo) -> str
             f'<td data-name="People"{_NUMBER}>{video.track_count:,}</td>'
             f'<td data-name="Faces"{_NUMBER}>{video.face_count:,}</td>'
         )
+    kind = ' class="ff-failed"' if video.status == "failed" else ""
+    status = f'<td data-name="Status"><span{kind}>{video.status.capitalize()}</span></td>'
     took = _duration(video.processing_seconds) if video.processing_seconds else ""
     return (
-        f'<tr><th scope="row">{link}<small title="{folder}">{folder}</small></th>{middle}{when}'
+        f'<tr><th scope="row">{link}<small title="{folder}">{folder}</small></th>{status}{middle}{when}'
         f'<td data-name="Took"{_NUMBER}>{took}</td></tr>'
     )
 
@@ -293,8 +294,7 @@ _STYLE = f"""
 .ff-videos tbody tr:hover {{background: #f3f5f8}}
 .ff-videos .ff-wide {{width: 40%; white-space: normal}}
 .ff-emotion {{padding: .1rem .5rem; border-radius: 1rem; font-size: .8rem}}
-.ff-failed {{color: {ALARM}; background: #fdecea; padding: .1rem .5rem; border-radius: 1rem; font-size: .8rem;
-    margin-right: .4rem}}
+.ff-failed {{color: {ALARM}; background: #fdecea; padding: .1rem .5rem; border-radius: 1rem; font-size: .8rem}}
 @media (max-width: 760px) {{
     .ff-videos, .ff-videos tbody {{display: block}}
     .ff-videos thead {{display: none}}
@@ -302,7 +302,8 @@ _STYLE = f"""
         border-bottom: 1px solid {LINE}}}
     .ff-videos th, .ff-videos td {{border: 0; padding: 0}}
     .ff-videos tbody th, .ff-videos .ff-wide {{width: 100%; max-width: 100%; overflow-wrap: anywhere}}
-    .ff-videos td[data-name]:not([data-name="Mostly"])::before {{content: attr(data-name) " "; color: {MUTED}}}
+    .ff-videos td[data-name]:not([data-name="Mostly"]):not([data-name="Status"])::before {{
+        content: attr(data-name) " "; color: {MUTED}}}
     .ff-videos td:empty {{display: none}}
     .st-key-filters {{display: grid; grid-template-columns: 1fr 1fr}}
     .st-key-filters > div {{width: 100% !important}}

@@ -56,7 +56,7 @@ def crowd(astronaut, grace_hopper) -> Callable[[int], np.ndarray]:
 
 def in_pieces(file: Path, results: Results, cuts: tuple[Any, ...], settings: Settings = SETTINGS) -> Path:
     classifier = warm_classifier(settings.model)
-    pieces = open_pieces(results, "cut", cuts, model_version=classifier.version, settings=settings)
+    pieces = open_pieces(results, "1" * 16, cuts, model_version=classifier.version, settings=settings)
     for number in reversed(pieces.missing()):
         detector = face_finder()
         analyze_piece(file, results, pieces, number, detector=detector, classifier=classifier, settings=settings)

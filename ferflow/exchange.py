@@ -66,7 +66,8 @@ def _wait_until_quiet(watch: int) -> None:
                 listing_count += bool(mask & _OPENED) - bool(mask & _CLOSED)
         if now >= listed_at + _QUIET_SECONDS:
             return
-        if is_past_list and listing_count <= 0 and now >= began + _PATIENCE_SECONDS / 3:
+        is_after_list = is_past_list and listing_count <= 0 and now >= listed_at + _QUIET_SECONDS / 3
+        if is_after_list and now >= began + _PATIENCE_SECONDS / 3:
             return
         is_past_list = False
         select.select([watch], [], [], _QUIET_SECONDS / 10)

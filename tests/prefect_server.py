@@ -41,9 +41,9 @@ def answer_to(request: urllib.request.Request) -> Any:
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 return json.load(response)
-        except urllib.error.HTTPError as error:
+        except (urllib.error.HTTPError, TimeoutError) as error:
             # Its database is locked for a moment; Prefect's own clients ask again, too.
-            if is_last or error.code != 503:
+            if is_last or getattr(error, "code", 503) != 503:
                 raise
             time.sleep(1)
     return None

@@ -225,7 +225,7 @@ class FakeStages:
 
 
 def job(name: str, video_id: str) -> Job:
-    return Job(Path(name), Path(name), video_id, None, "fake", None)
+    return Job(Path(name), Path(name), f"{video_id.encode().hex():0>16}", None, "fake", None)
 
 
 def jobs(*names: str) -> Iterator[Job]:

@@ -121,7 +121,8 @@ def settings_of(folder: Path, **changes: Any) -> WatchSettings:
 
 def rows(results: Path) -> dict[str, str]:
     try:
-        table = pd.read_parquet(results / "videos")
+        # Of one name the last.
+        table = pd.read_parquet(results / "videos").sort_values("processed_at")
     except FileNotFoundError:
         return {}
     return {Path(source).name: status for source, status in zip(table.source, table.status, strict=True)}

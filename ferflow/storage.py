@@ -395,13 +395,18 @@ def unreadable_id(path: Path) -> str:
     return hashlib.sha256(b"unreadable:" + os.fsencode(str(path))).hexdigest()[:_ID_LENGTH]
 
 
+def is_video_id(text: str) -> bool:
+    """Whether a text can be a video's id: no path, no pattern, nothing that a page or a query would take for more."""
+    return re.fullmatch(f"[0-9a-f]{{{_ID_LENGTH}}}", text) is not None
+
+
 def checked_id(text: object) -> str:
     """What a file names as a video's id, if it is one: of a stranger's file it may be the way to another folder.
 
     Raises:
         ValueError: it is none.
     """
-    if not isinstance(text, str) or re.fullmatch(f"[0-9a-f]{{{_ID_LENGTH}}}", text) is None:
+    if not isinstance(text, str) or not is_video_id(text):
         raise ValueError(f"{text!r} is no video's id")
     return text
 

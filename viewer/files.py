@@ -7,7 +7,6 @@ only what lies within the results.
 import contextlib
 import hashlib
 import os
-import re
 import tempfile
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
@@ -22,7 +21,7 @@ from ferflow.errors import FerflowError
 from ferflow.merged_rows import find_rows, find_video
 from ferflow.records import VideoSummary
 from ferflow.rows import write_rows
-from ferflow.storage import Results, fetched, is_local, part_file, stat_file, workspace
+from ferflow.storage import Results, fetched, is_local, is_video_id, part_file, stat_file, workspace
 from viewer.settings import results
 
 ANNOTATED, TIMELINE, PARQUET, CSV = "annotated.mp4", "timeline.png", "faces.parquet", "faces.csv"
@@ -34,11 +33,6 @@ _AS_IT_IS = {"X-Content-Type-Options": "nosniff"}
 _MOST_COPIES = 20
 # Of a bucket's files, kept on this machine.
 _SCRATCH = Path(tempfile.gettempdir()) / "ferflow-viewer"
-
-
-def is_video_id(text: str) -> bool:
-    """Whether a text can be a video's id: no path, no pattern, nothing that a page or a query would take for more."""
-    return re.fullmatch(r"[0-9a-f]{16}", text) is not None
 
 
 def url_of(video_id: str, name: str) -> str:

@@ -13,6 +13,7 @@ from ferflow.errors import FerflowError, VideoError
 from ferflow.frames import read_frame_times
 from ferflow.merged_rows import find_faces, find_rows, find_video
 from ferflow.records import FaceColumns, Segment, VideoSummary
+from ferflow.storage import is_video_id
 from ferflow.summary import emotion_of_rows
 from viewer import files, theme
 from viewer.frames import ShownFace, faces_at, frame_jpeg
@@ -61,7 +62,7 @@ def show() -> None:
         _nothing("No video is chosen", "Choose one from the table of all videos, or drop a new one.")
         return
     try:
-        summary = find_video(results(), video_id) if files.is_video_id(video_id) else None
+        summary = find_video(results(), video_id) if is_video_id(video_id) else None
         if summary is None:
             _nothing("There is no such video", "Its result may have been removed, or the address is not complete.")
             return

@@ -37,7 +37,7 @@ bench: .venv/.ready  ## measure what it costs, beside the fer package: make benc
 test: .venv/.ready  ## run the tests
 	@.venv/bin/pytest --quiet -n 2 --dist loadfile
 
-faults: .venv/.ready  ## do to the pipeline what the world does, and count what was lost (10 minutes)
+faults: .venv/.ready  ## do to the pipeline what the world does, and count what was lost (25 minutes)
 	@FAULTS=all .venv/bin/pytest --quiet -m fault
 
 check: .venv/.ready  ## lint, format and types

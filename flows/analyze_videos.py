@@ -131,7 +131,8 @@ def analyze_as_deployed(
     """Run the flow in this process, as a run of its deployment, and give what became of each video.
 
     So it is found among the deployment's runs, and a person can cancel it, retry it (then the serving process runs it)
-    and copy it to a new run. Where the deployment is not registered it is a run like any other: without Retry.
+    and copy it to a new run. Where the deployment is not registered, or is one of a work pool, whose workers may be on
+    hosts that have not these folders, it is a run like any other: without Retry, and none of them takes a share in it.
 
     Args:
         sources: videos and folders.
@@ -157,9 +158,10 @@ def analyze_as_deployed(
         "ray": ray,
     }
     with server_may_leave(), get_client(sync_client=True) as client:
-        try:
+        deployment = None
+        with contextlib.suppress(ObjectNotFound):
             deployment = client.read_deployment_by_name(DEPLOYMENT)
-        except ObjectNotFound:
+        if deployment is None or deployment.work_pool_name is not None:
             run = client.create_flow_run(analyze_videos, parameters=parameters, tags=[AUTOMATIC], state=Pending())
         else:
             # Pending, not scheduled: no serving process and no worker takes it.

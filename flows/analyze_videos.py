@@ -23,7 +23,7 @@ from flows.each_video import Stages, default_workers, process_each
 from flows.more_hands import HELPS
 from flows.on_ray import on_ray
 from flows.run_page import Outcome, RunPage, stop_of_this_run, stopped_by
-from flows.server import find_server, result_on_server, server_may_leave
+from flows.server import find_server, result_of, result_on_server, server_may_leave
 from models.apart import check_models, help_apart, help_other_run
 from models.warm import version_in_use
 from tasks.video import analyze_video, annotate_video, summarize_video
@@ -171,10 +171,7 @@ def analyze_as_deployed(
     with server_may_leave():
         with stopped_by(stop or threading.Event()):
             state: Any = run_flow(analyze_videos, flow_run=run, return_type="state")
-        ended = state.result(raise_on_failure=False)
-        if isinstance(ended, BaseException):
-            raise ended
-    outcomes: list[Outcome] = ended
+        outcomes: list[Outcome] = result_of(state)
     return outcomes
 
 

@@ -196,6 +196,36 @@ def test_who_runs_it_can_stop_it(on_server, inbox, tmp_path):
     assert_nothing_is_half_written(tmp_path)
 
 
+@pytest.mark.parametrize("moment", ["begins", "ends"])
+def test_a_run_that_is_cancelled_just_as_it_begins_or_ends_is_cancelled(
+    moment, on_server, inbox, tmp_path, monkeypatch
+):
+    """Seen to fail: it stayed Cancelling, with an error of Prefect's, which the watch took for a run that broke off."""
+    flows = sys.modules["flows.analyze_videos"]
+    run_flow, state_of = flows.run_flow, flows.RunPage.state
+    pressed: list[str] = []
+
+    def press(run_id: str) -> None:
+        pressed.append(run_id)
+        press_cancel(on_server, run_id)
+
+    def begin(flow: Any, *, flow_run: Any, **rest: Any) -> Any:
+        press(str(flow_run.id))
+        return run_flow(flow, flow_run=flow_run, **rest)
+
+    def end_with(page: Any) -> Any:
+        press(str(page._run_id))
+        return state_of(page)
+
+    if moment == "begins":
+        monkeypatch.setattr(flows, "run_flow", begin)
+    else:
+        monkeypatch.setattr(flows.RunPage, "state", end_with)
+    with pytest.raises(StoppedError, match="What was finished is kept"):
+        analyze_as_deployed([str(inbox / "a short.mp4")], str(tmp_path), settings=Settings())
+    assert [state(on_server, run_id)["type"] for run_id in pressed] == ["CANCELLED"]
+
+
 def test_what_is_wrong_is_one_sentence(on_server, tmp_path):
     with pytest.raises(ConfigError, match="there is no such file or folder"):
         analyze_as_deployed([str(tmp_path / "nowhere")], str(tmp_path / "results"), settings=Settings())

@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_engine import run_flow
 from prefect.runtime import flow_run
-from prefect.states import Failed, Pending
+from prefect.states import Pending
 from pydantic import Field
 
 from ferflow.config import Settings, load_settings
@@ -23,7 +23,7 @@ from flows.each_video import Stages, default_workers, process_each
 from flows.more_hands import HELPS
 from flows.on_ray import on_ray
 from flows.run_page import Outcome, RunPage, stop_of_this_run, stopped_by
-from flows.server import find_server, result_of, result_on_server, server_may_leave
+from flows.server import failed, find_server, result_of, result_on_server, server_may_leave
 from models.apart import check_models, help_apart, help_other_run
 from models.warm import version_in_use
 from tasks.video import analyze_video, annotate_video, summarize_video
@@ -101,8 +101,7 @@ def analyze_videos(
     except StoppedError:
         pass
     except FerflowError as error:
-        # Its sentence is all that a person needs; raised, it would be shown with the lines of code it came through.
-        return Failed(message=str(error), data=error)
+        return failed(error)
     return page.state()
 
 

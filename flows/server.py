@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ferflow.errors import ConfigError, StoppedError
+from ferflow.errors import ConfigError, FerflowError, StoppedError
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
@@ -56,6 +56,28 @@ def result_of(ended: "State[Any]") -> Any:
     if isinstance(result, BaseException):
         raise result
     return result
+
+
+def failed(error: FerflowError) -> "State[Any]":
+    """The state of a run that failed for a reason that was foreseen, whose sentence is all that a person needs."""
+    from prefect.states import Failed
+
+    leave_lines_of_code_out()
+    return Failed(message=str(error), data=error)
+
+
+def leave_lines_of_code_out() -> None:
+    """Let this process's runs be logged with the sentence of their state alone.
+
+    In a serving process or a worker, Prefect raises what a failed run's state holds, and logs that too.
+    """
+    logging.getLogger("prefect.flow_runs").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    # The second is what it raises of a state that holds what became of each video.
+    return not (isinstance(error, FerflowError) or "Unexpected result for failed state" in str(error))
 
 
 @contextlib.contextmanager

@@ -19,10 +19,18 @@ from ferflow.errors import ConfigError, StoppedError
 from flows.analyze_videos import AUTOMATIC, analyze_as_deployed, analyze_on_server
 
 ROOT = Path(__file__).parents[1]
-SERVE = (
-    "from flows.analyze_videos import analyze_videos\n"
-    "analyze_videos.serve('analyze-videos', pause_on_shutdown=False, tags=['videos'])\n"
-)
+
+
+SERVE = """
+import asyncio
+from prefect.runner import Runner
+from ferflow.watch_settings import load_watch_settings
+from flows.deployments import offers, registered
+
+runner = Runner(pause_on_shutdown=False)
+runner.add_deployment(registered(offers("/", load_watch_settings(None))[0]))
+asyncio.run(runner.start())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +160,23 @@ def test_a_retry_goes_on_with_the_stage_at_which_the_run_was_cancelled(serving, 
     assert (ended["type"], ended["message"]) == ("COMPLETED", "1 analysed, 1 already done, 0 failed.")
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len([*results.glob("annotated/*.mp4")]) == 2
+
+
+@pytest.mark.parametrize("source", ["nowhere", "letter.mp4"])
+def test_what_fails_a_run_of_the_serving_process_is_a_sentence_in_its_logs_too(source, serving, tmp_path):
+    """Seen to fail: after the sentence there were 45 lines of code."""
+    (tmp_path / "letter.mp4").write_text("Dear all")
+    (deployment,) = deployments(serving)
+    parameters = {"sources": [str(tmp_path / source)], "results": str(tmp_path / "results")}
+    run = serving.ask(f"deployments/{deployment['id']}/create_flow_run", parameters=parameters)
+
+    def logs() -> list[str]:
+        return [log["message"] for log in serving.ask("logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}})]
+
+    eventually(lambda: state(serving, run["id"])["type"] == "FAILED", "the end of the run")
+    eventually(lambda: f"Finished in state Failed({state(serving, run['id'])['message']!r})" in logs(), "the logs")
+    time.sleep(5)
+    assert [log for log in logs() if "Traceback" in log or "unexpected" in log] == []
 
 
 def test_a_process_runs_the_deployment_itself(serving, on_server, inbox, tmp_path):

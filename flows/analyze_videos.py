@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_engine import run_flow
 from prefect.runtime import flow_run
-from prefect.states import Failed, Pending
+from prefect.states import Pending
 from pydantic import Field
 
 from ferflow.config import Settings, load_settings
@@ -23,7 +23,7 @@ from flows.each_video import Stages, default_workers, process_each
 from flows.more_hands import HELPS
 from flows.on_ray import on_ray
 from flows.run_page import Outcome, RunPage, stop_of_this_run, stopped_by
-from flows.server import find_server, result_on_server, server_may_leave
+from flows.server import failed, find_server, result_of, result_on_server, server_may_leave
 from models.apart import check_models, help_apart, help_other_run
 from models.warm import version_in_use
 from tasks.video import analyze_video, annotate_video, summarize_video
@@ -101,8 +101,7 @@ def analyze_videos(
     except StoppedError:
         pass
     except FerflowError as error:
-        # Its sentence is all that a person needs; raised, it would be shown with the lines of code it came through.
-        return Failed(message=str(error), data=error)
+        return failed(error)
     return page.state()
 
 
@@ -131,7 +130,8 @@ def analyze_as_deployed(
     """Run the flow in this process, as a run of its deployment, and give what became of each video.
 
     So it is found among the deployment's runs, and a person can cancel it, retry it (then the serving process runs it)
-    and copy it to a new run. Where the deployment is not registered it is a run like any other: without Retry.
+    and copy it to a new run. Where the deployment is not registered, or is one of a work pool, whose workers may be on
+    hosts that have not these folders, it is a run like any other: without Retry, and none of them takes a share in it.
 
     Args:
         sources: videos and folders.
@@ -157,9 +157,10 @@ def analyze_as_deployed(
         "ray": ray,
     }
     with server_may_leave(), get_client(sync_client=True) as client:
-        try:
+        deployment = None
+        with contextlib.suppress(ObjectNotFound):
             deployment = client.read_deployment_by_name(DEPLOYMENT)
-        except ObjectNotFound:
+        if deployment is None or deployment.work_pool_name is not None:
             run = client.create_flow_run(analyze_videos, parameters=parameters, tags=[AUTOMATIC], state=Pending())
         else:
             # Pending, not scheduled: no serving process and no worker takes it.
@@ -169,10 +170,7 @@ def analyze_as_deployed(
     with server_may_leave():
         with stopped_by(stop or threading.Event()):
             state: Any = run_flow(analyze_videos, flow_run=run, return_type="state")
-        ended = state.result(raise_on_failure=False)
-        if isinstance(ended, BaseException):
-            raise ended
-    outcomes: list[Outcome] = ended
+        outcomes: list[Outcome] = result_of(state)
     return outcomes
 
 

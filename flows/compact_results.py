@@ -6,13 +6,13 @@ from typing import Annotated, Any
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 from pydantic import Field
 
 from ferflow.compaction import compact
 from ferflow.errors import FerflowError
 from flows.compact_report import describe_compacted, results_at
-from flows.server import result_on_server
+from flows.server import failed, result_on_server
 
 
 def _name_run() -> str:
@@ -33,7 +33,7 @@ def compact_results(results: str = "results", older_than_days: Annotated[int, Fi
         folder = results_at(results)
         compacted = compact(folder, older_than_days=older_than_days) if folder else None
     except FerflowError as error:
-        return Failed(message=str(error), data=error)
+        return failed(error)
     for sentence in compacted.left if compacted else ():
         get_run_logger().warning(sentence)
     said = describe_compacted(results, folder, compacted)

@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -13,7 +13,7 @@ from ferflow.claims import claim_lasts_seconds
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun, State
+    from prefect.client.schemas.objects import FlowRun
     from prefect.events import ReceivedEvent
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,8 @@ _HEARTBEAT_SECONDS = 180.0
 _HEARTBEATS = 2.5
 # One may be lost and the next be late.
 _BEGINNING_SECONDS = 600.0
-# Whoever took the run is starting the process that sends the first heartbeat, or waits for a machine.
+# Whoever took the run is starting the process that sends the first heartbeat, or waits for a machine. Of a serving
+# process the server does not know whether it lives, of a worker it does.
 _ATTEMPTS = 3
 _RUNS_AT_ONCE = 200
 # As many as a Prefect server tells of at a time.
@@ -66,7 +67,8 @@ class Reconciler:
         Args:
             silent_seconds: a run that says nothing for so long is dead, unless its heartbeats are rarer.
             heartbeat_seconds: so far apart they are, as long as fewer than two were heard.
-            beginning_seconds: a run that has said nothing yet is dead after this time.
+            beginning_seconds: a run that has said nothing yet is dead after this time; after silent_seconds if its
+                worker is gone.
             attempts: so often is a run begun, the first time included.
             claim_seconds: so long after its end a run may still hold its videos; as long as a claim lasts if left out.
         """
@@ -103,6 +105,7 @@ class Reconciler:
         from prefect.states import Cancelled, Crashed
 
         last_signs: dict[UUID, tuple[object, float]] = {}
+        gone = functools.cache(functools.partial(_workers_gone, client))
         for run in _runs(client, FLOWS, ["RUNNING", "PENDING", "CANCELLING"]):
             now = time.monotonic()
             beats = _heartbeats(client, run)
@@ -110,7 +113,7 @@ class Reconciler:
             if run.id in self._last_signs and self._last_signs[run.id][0] == sign:
                 since = self._last_signs[run.id][1]
             assert run.state is not None
-            if now - since < self._patience(run.state, beats):
+            if now - since < self._patience(run, beats, gone):
                 last_signs[run.id] = sign, since
                 continue
             if run.state.is_cancelling():
@@ -126,8 +129,13 @@ class Reconciler:
             yield f"{run.name}: {message}"
         self._last_signs = last_signs
 
-    def _patience(self, state: "State", beats: "Sequence[ReceivedEvent]") -> float:
-        if state.is_pending() or not beats:
+    def _patience(
+        self, run: "FlowRun", beats: "Sequence[ReceivedEvent]", gone: Callable[[str], frozenset[str]]
+    ) -> float:
+        assert run.state is not None
+        if run.state.is_pending():
+            return self._silent_seconds if _is_deserted(run, gone) else self._beginning_seconds
+        if not beats:
             return self._beginning_seconds
         apart = self._heartbeat_seconds
         if len(beats) > 1:
@@ -201,6 +209,23 @@ def _runs(
         if len(page) < _RUNS_AT_ONCE:
             # All are read before any is changed: those that change leave the list that is being read.
             return iter(found)
+
+
+def _is_deserted(run: "FlowRun", gone: Callable[[str], frozenset[str]]) -> bool:
+    """Whether a run that is about to begin waits for a worker that is gone, and with it the process."""
+    pool, worker = run.work_pool_name, run.labels.get("prefect.worker.name")
+    # Another kind of worker has the run begun by a cluster, which outlives it and may have to wait for a machine.
+    is_process = run.labels.get("prefect.worker.type") == "process"
+    return is_process and pool is not None and worker in gone(pool)
+
+
+def _workers_gone(client: "SyncPrefectClient", pool: str) -> frozenset[str]:
+    """Workers of a pool of which the server has heard nothing in three of their heartbeats: the newest, no more than
+    it tells of at a time."""
+    from prefect.client.schemas.filters import WorkerFilter, WorkerFilterStatus
+
+    gone = WorkerFilter(status=WorkerFilterStatus(any_=["OFFLINE"]))
+    return frozenset(worker.name for worker in client.read_workers_for_work_pool(pool, worker_filter=gone))
 
 
 def _heartbeats(client: "SyncPrefectClient", run: "FlowRun") -> "Sequence[ReceivedEvent]":

@@ -6,12 +6,12 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from ferflow.errors import FerflowError
 from ferflow.storage import absolute, place
 from flows.pictures import page_of
-from flows.server import result_on_server
+from flows.server import failed, result_on_server
 from flows.training_report import describe_nothing_new, describe_retrained
 from models.store import ModelStore
 from tasks.training import retrain_model
@@ -46,8 +46,7 @@ def retrain_emotion_model(settings: RetrainSettings = _DEFAULTS) -> State[Any]:
         page = page_of(said.replace("\n", "\n\n"), sorted(directory.glob("*.png")))
         create_markdown_artifact(page, key="retraining-verdict", description=said.splitlines()[0])
     except FerflowError as error:
-        # Its sentence is all that a person needs; raised, it would be shown with the lines of code it came through.
-        return Failed(message=str(error), data=error)
+        return failed(error)
     return Completed(name=retraining.verdict.decision.capitalize(), message=said, data=retraining)
 
 

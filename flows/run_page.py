@@ -34,6 +34,7 @@ from ferflow.sources import Job
 from ferflow.storage import Results, printable, utf8
 from flows.more_hands import ask_for_hands, send_home
 from flows.report import describe
+from flows.server import leave_lines_of_code_out
 from flows.video_page import describe_video
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class RunPage:
 
     def __enter__(self) -> Self:
         _let_ferflow_speak()
+        leave_lines_of_code_out()
         self._thread.start()
         return self
 

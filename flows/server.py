@@ -4,9 +4,12 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ferflow.errors import ConfigError
+from ferflow.errors import ConfigError, FerflowError, StoppedError
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
 
 
 def is_wanted(choice: bool | None) -> bool:
@@ -24,14 +27,57 @@ def result_on_server(flow: Any, *arguments: Any) -> Any:
 
     Raises:
         ConfigError: no server is configured, none answers, it wants a password, or it went away and stayed away.
+        StoppedError: somebody cancelled it, just as it began or ended.
         Exception: what the flow failed with.
     """
     find_server()
     with server_may_leave():
-        ended = flow(*arguments, return_state=True).result(raise_on_failure=False)
-        if isinstance(ended, BaseException):
-            raise ended
-    return ended
+        return result_of(flow(*arguments, return_state=True))
+
+
+def result_of(ended: "State[Any]") -> Any:
+    """What a flow run of this process gave.
+
+    Raises:
+        StoppedError: somebody cancelled it, just as it began or ended.
+        Exception: what it failed with.
+    """
+    from prefect import get_client
+    from prefect.states import Cancelled
+
+    if ended.is_cancelling():
+        # Nothing of the flow was there to heed it, and Prefect leaves it at that.
+        message = "Cancelled. What was finished is kept."
+        assert ended.state_details.flow_run_id is not None
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(ended.state_details.flow_run_id, Cancelled(message=message))
+        raise StoppedError(message)
+    result = ended.result(raise_on_failure=False)
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def failed(error: FerflowError) -> "State[Any]":
+    """The state of a run that failed for a reason that was foreseen, whose sentence is all that a person needs."""
+    from prefect.states import Failed
+
+    leave_lines_of_code_out()
+    return Failed(message=str(error), data=error)
+
+
+def leave_lines_of_code_out() -> None:
+    """Let this process's runs be logged with the sentence of their state alone.
+
+    In a serving process or a worker, Prefect raises what a failed run's state holds, and logs that too.
+    """
+    logging.getLogger("prefect.flow_runs").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    # The second is what it raises of a state that holds what became of each video.
+    return not (isinstance(error, FerflowError) or "Unexpected result for failed state" in str(error))
 
 
 @contextlib.contextmanager

@@ -7,11 +7,11 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
 from ferflow.errors import FerflowError
 from flows.pictures import page_of
-from flows.server import result_on_server
+from flows.server import failed, result_on_server
 from flows.training_report import describe_trained
 from tasks.training import train_model
 from training.dataset import Leaks
@@ -42,8 +42,7 @@ def train_emotion_model(data: str, config: str = "", out: str = "runs", leaks: L
         pictures = sorted((Path(out) / FIGURES).glob("*.png"))
         create_markdown_artifact(page_of(said, pictures), key="training-pictures", description=said.splitlines()[0])
     except FerflowError as error:
-        # Its sentence is all that a person needs; raised, it would be shown with the lines of code it came through.
-        return Failed(message=str(error), data=error)
+        return failed(error)
     get_run_logger().info("%s", said)
     return Completed(message=said.splitlines()[0], data=directory)
 

@@ -5,13 +5,14 @@ from typing import Annotated, Any, Literal
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed
 from pydantic import Field
 
 from ferflow.config import Settings
-from ferflow.errors import FerflowError
+from ferflow.errors import ConfigError, FerflowError, StoppedError
 from ferflow.storage import StoredFile, place
 from ferflow.watch_settings import load_watch_settings
+from flows.server import failed
 from flows.watch_runs import DeploymentRuns, Subflows
 from flows.watcher import Fate, Watcher
 
@@ -85,21 +86,23 @@ def watch_inbox(
                 fates |= of_these
             seen += files
             files = watcher.take()
+    except StoppedError as error:
+        return Cancelled(message=str(error), data=error)
     except FerflowError as error:
-        return Failed(message=str(error), data=error)
+        return failed(error)
     return _state(seen, fates, said, deployment)
 
 
 def _state(seen: list[StoredFile], fates: dict[str, Fate], said: list[str], deployment: str) -> State[Any]:
     if not seen and said:
-        return Failed(message=" ".join(said))
+        return failed(ConfigError(" ".join(said)))
     if not seen:
         return Completed(name="Nothing new", message="There is no new video that is whole.")
     count = f"{len(seen)} new video{'s' * (len(seen) > 1)}"
     if deployment:
         return Completed(name="Sent", message=f"{count} sent to {deployment}.")
-    failed = sum(fate == "failed" for fate in fates.values())
+    broken = sum(fate == "failed" for fate in fates.values())
     rest = len(seen) - len(fates)
-    message = f"{count}: {len(fates) - failed} done, {failed} failed{f', {rest} in another run' if rest else ''}."
-    name = f"Completed with {failed} failed video{'s' * (failed > 1)}" if failed else None
+    message = f"{count}: {len(fates) - broken} done, {broken} failed{f', {rest} in another run' if rest else ''}."
+    name = f"Completed with {broken} failed video{'s' * (broken > 1)}" if broken else None
     return Completed(name=name, message=message)

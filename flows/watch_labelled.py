@@ -8,6 +8,7 @@ from prefect.states import Completed, Failed
 
 from ferflow.errors import FerflowError
 from flows.retrain_emotion_model import retrain_emotion_model
+from flows.server import failed
 from flows.training_report import describe_nothing_new
 from models.store import ModelStore
 from training.retrain import count_new_images
@@ -28,7 +29,7 @@ def watch_labelled(settings: RetrainSettings = _DEFAULTS) -> State[Any]:
     try:
         count = count_new_images(settings, ModelStore())
     except FerflowError as error:
-        return Failed(message=str(error), data=error)
+        return failed(error)
     if count < settings.min_new_images:
         said = describe_nothing_new(count, settings)
         return Completed(name="Nothing new", message=said, data=None)

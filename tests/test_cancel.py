@@ -19,10 +19,18 @@ from ferflow.errors import ConfigError, StoppedError
 from flows.analyze_videos import AUTOMATIC, analyze_as_deployed, analyze_on_server
 
 ROOT = Path(__file__).parents[1]
-SERVE = (
-    "from flows.analyze_videos import analyze_videos\n"
-    "analyze_videos.serve('analyze-videos', pause_on_shutdown=False, tags=['videos'])\n"
-)
+
+
+SERVE = """
+import asyncio
+from prefect.runner import Runner
+from ferflow.watch_settings import load_watch_settings
+from flows.deployments import offers, registered
+
+runner = Runner(pause_on_shutdown=False)
+runner.add_deployment(registered(offers("/", load_watch_settings(None))[0]))
+asyncio.run(runner.start())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +162,23 @@ def test_a_retry_goes_on_with_the_stage_at_which_the_run_was_cancelled(serving, 
     assert len([*results.glob("annotated/*.mp4")]) == 2
 
 
+@pytest.mark.parametrize("source", ["nowhere", "letter.mp4"])
+def test_what_fails_a_run_of_the_serving_process_is_a_sentence_in_its_logs_too(source, serving, tmp_path):
+    """Seen to fail: after the sentence there were 45 lines of code."""
+    (tmp_path / "letter.mp4").write_text("Dear all")
+    (deployment,) = deployments(serving)
+    parameters = {"sources": [str(tmp_path / source)], "results": str(tmp_path / "results")}
+    run = serving.ask(f"deployments/{deployment['id']}/create_flow_run", parameters=parameters)
+
+    def logs() -> list[str]:
+        return [log["message"] for log in serving.ask("logs/filter", logs={"flow_run_id": {"any_": [run["id"]]}})]
+
+    eventually(lambda: state(serving, run["id"])["type"] == "FAILED", "the end of the run")
+    eventually(lambda: f"Finished in state Failed({state(serving, run['id'])['message']!r})" in logs(), "the logs")
+    time.sleep(5)
+    assert [log for log in logs() if "Traceback" in log or "unexpected" in log] == []
+
+
 def test_a_process_runs_the_deployment_itself(serving, on_server, inbox, tmp_path):
     from prefect import get_client
 
@@ -194,6 +219,36 @@ def test_who_runs_it_can_stop_it(on_server, inbox, tmp_path):
     thread.join()
     assert on_server.last_run()["state_type"] == "CANCELLED"
     assert_nothing_is_half_written(tmp_path)
+
+
+@pytest.mark.parametrize("moment", ["begins", "ends"])
+def test_a_run_that_is_cancelled_just_as_it_begins_or_ends_is_cancelled(
+    moment, on_server, inbox, tmp_path, monkeypatch
+):
+    """Seen to fail: it stayed Cancelling, with an error of Prefect's, which the watch took for a run that broke off."""
+    flows = sys.modules["flows.analyze_videos"]
+    run_flow, state_of = flows.run_flow, flows.RunPage.state
+    pressed: list[str] = []
+
+    def press(run_id: str) -> None:
+        pressed.append(run_id)
+        press_cancel(on_server, run_id)
+
+    def begin(flow: Any, *, flow_run: Any, **rest: Any) -> Any:
+        press(str(flow_run.id))
+        return run_flow(flow, flow_run=flow_run, **rest)
+
+    def end_with(page: Any) -> Any:
+        press(str(page._run_id))
+        return state_of(page)
+
+    if moment == "begins":
+        monkeypatch.setattr(flows, "run_flow", begin)
+    else:
+        monkeypatch.setattr(flows.RunPage, "state", end_with)
+    with pytest.raises(StoppedError, match="What was finished is kept"):
+        analyze_as_deployed([str(inbox / "a short.mp4")], str(tmp_path), settings=Settings())
+    assert [state(on_server, run_id)["type"] for run_id in pressed] == ["CANCELLED"]
 
 
 def test_what_is_wrong_is_one_sentence(on_server, tmp_path):

@@ -18,6 +18,7 @@ import pytest
 from prefect_server import Server, end, eventually
 
 from ferflow.claims import Claims
+from ferflow.config import Settings
 from ferflow.sources import Job
 from ferflow.storage import Results, content_id
 from flows.more_hands import ask_for_hands, send_home
@@ -147,6 +148,25 @@ def test_who_cancels_a_run_sends_its_hands_home(client, on_server, make_video, a
     thread.join(60)
     states = [client.read_flow_run(each.id).state.type.value for each in (run, hand)]
     assert states == ["CANCELLED", "CANCELLED"]
+
+
+def test_a_process_that_runs_the_deployment_itself_asks_no_worker(
+    client, on_server, make_video, astronaut, tmp_path, monkeypatch
+):
+    """Seen to fail: a watch's own run was one of the pool's, and other hosts were sent to folders of this one."""
+    from flows.analyze_videos import AUTOMATIC, analyze_as_deployed, analyze_videos
+
+    monkeypatch.setattr("flows.more_hands._FRAMES_A_RUN", 1000)
+    monkeypatch.setattr("flows.analyze_videos.DEPLOYMENT", "analyze-videos/of workers")
+    face = np.ascontiguousarray(astronaut[:256, 96:352])
+    video = make_video(tmp_path / "long.mp4", frame_count=2000, fps=30, image=face, options={"preset": "ultrafast"})
+    pool = make_pool(client, "own", workers=2)
+    deployment = client.create_deployment(client.create_flow(analyze_videos), name="of workers", work_pool_name=pool)
+    outcomes = analyze_as_deployed([str(video)], str(tmp_path / "results"), settings=Settings(annotate=False))
+    assert [summary.status for _, summary in outcomes] == ["done"]
+    # Nor could a worker retry it.
+    assert [run.name for run in client.read_flow_runs() if run.deployment_id == deployment] == []
+    assert on_server.last_run()["tags"] == [AUTOMATIC]
 
 
 def test_a_further_run_that_nobody_is_left_to_help_does_nothing(client, on_server, make_video, tmp_path, monkeypatch):

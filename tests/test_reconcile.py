@@ -120,6 +120,54 @@ def test_a_run_that_is_about_to_begin_is_given_more_time(deployment, on_server, 
     assert time.monotonic() - started > 4 * SILENT_SECONDS
 
 
+@pytest.mark.fault("a worker is killed with -9 before the process of its run has begun", "the next begins it")
+def test_a_run_whose_worker_died_before_it_began_is_found_dead_sooner(server, on_server, tmp_path):
+    """Seen to fail: it was given the time of one that is slow to begin, ten minutes, and its videos waited."""
+    from prefect import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    def worker(name: str, heartbeat_seconds: int) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "slow", "--limit", "1", "--name", name]
+        quick = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_WORKER_HEARTBEAT_SECONDS": str(heartbeat_seconds)}
+        with (tmp_path / f"{name}.log").open("wb") as log:
+            return subprocess.Popen(
+                command, env=server.environment | quick, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            )
+
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="slow", type="process"))
+        deployment = client.create_deployment(
+            client.create_flow(analyze_videos),
+            name="slow",
+            work_pool_name="slow",
+            # A machine that is so busy that the process takes minutes to begin.
+            job_variables={"command": "sleep 300"},
+        )
+
+    def is_submitted(run_id: str) -> bool:
+        (run,) = server.ask("flow_runs/filter", flow_runs={"id": {"any_": [run_id]}})
+        return run["state_type"] == "PENDING" and run["infrastructure_pid"] is not None
+
+    workers, runs = [], []
+    reconciler = Reconciler(silent_seconds=SILENT_SECONDS, claim_seconds=0)
+    try:
+        for name, heartbeat_seconds in (("lives", 30), ("dies", 1)):
+            workers.append(worker(name, heartbeat_seconds))
+            runs.append(make_run(server, str(deployment)))
+            eventually(lambda: is_submitted(runs[-1]), f"the run of the worker that {name}")
+        kill_hard(workers.pop())
+        dead, again = eventually(reconciler.look, "the run to be found dead")
+        assert "the process or the machine that carried it out is gone" in dead
+        assert again.endswith("It crashed and is begun again, attempt 2 of 3.")
+        assert state(server, runs[1])["name"] == "AwaitingRetry"
+        assert state(server, runs[0])["type"] == "PENDING"
+    finally:
+        for each in workers:
+            end(each)
+        for run_id in runs:
+            put(server, run_id, "CANCELLED")
+
+
 def test_a_run_that_begins_anew_by_itself_is_only_said_to_have_crashed(deployment, on_server, reconciler):
     run_id = make_run(on_server, deployment, "RUNNING", tags=(AUTOMATIC,))
     assert len(eventually(reconciler.look, "the run to be found dead")) == 1

@@ -26,6 +26,8 @@ PASSWORD = "admin:only-a-test"
 def test_every_video_is_done_once_though_a_host_is_cut_off_and_another_dies(
     make_video, astronaut, tmp_path, tmp_path_factory, monkeypatch, record_property
 ):
+    """Seen to fail: where `Claims._is_free` let no other host's claim grow old, the two videos that the host which was
+    cut off had begun were still "in another run" when all others were done."""
     with network(3) as hosts, postgresql() as database, serve_s3(tmp_path_factory.mktemp("ceph"), SERVER_ADDRESS) as s3:
         for name, value in s3.environment.items():
             monkeypatch.setenv(name, value)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,9 +22,11 @@ from browser import FERFLOW, faint_texts, opened, serve_viewer
 from made_results import add_video
 from playwright.sync_api import Page, expect
 from prefect_server import end, eventually
+from s3_server import in_trouble
 
 from ferflow.merged_rows import find_video
 from ferflow.progress import Teller
+from ferflow.rows import write_segments
 from ferflow.sample import make_sample_clip
 from ferflow.sources import open_results
 from ferflow.storage import Results, content_id
@@ -635,3 +638,68 @@ def test_a_bucket_of_results_is_shown_like_a_folder(s3_server, bucket, page, sha
         download.value.save_as(tmp_path / "taken.parquet")
     # On a small picture there may be faces or not; the table is one.
     assert "emotion" in pq.read_schema(tmp_path / "taken.parquet").names
+
+
+@pytest.fixture
+def slow_bucket(s3_server, bucket, make_video, astronaut, tmp_path):
+    """A page of a bucket with one video, whose annotated copy is held back until a test lets it come; its faults too.
+
+    Gives the page, the video's id, what lets it come, and what becomes of the requests from then on.
+    """
+    results = open_results(bucket / "results")
+    clip = make_video(tmp_path / "made" / "clip.mp4", frame_count=20, image=astronaut)
+    nobody = {"face_count": 0, "track_count": 0, "dominant_emotion": None, "emotion_shares": None}
+    added = add_video(results, "/clip.mp4", annotated_path="annotated/clip.mp4", **nobody)
+    write_segments(results.rows("segments", added.video_id), [], video_id=added.video_id, parts=results.parts)
+    bucket.joinpath("results/annotated/clip.mp4").write_bytes(clip.read_bytes())
+    may_come, faults = threading.Event(), [""]
+
+    def hold_back(request: str) -> None:
+        if request.startswith("GET") and "/annotated/" in request:
+            may_come.wait(120)
+
+    def turns() -> Iterator[str]:
+        while True:
+            yield faults[0]
+
+    options = ("--results", str(bucket / "results"))
+    with in_trouble(s3_server, turns(), before=hold_back) as (url, _):
+        environment = {"AWS_ENDPOINT_URL": url, "FERFLOW_CACHE": str(tmp_path / "cache")}
+        with serve_viewer(tmp_path, *options, **environment) as viewer:
+            try:
+                yield viewer, added.video_id, may_come, faults
+            finally:
+                may_come.set()
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_everything_else_is_shown_while_the_annotated_video_is_on_its_way(slow_bucket, browser, width):
+    viewer, video_id, may_come, _ = slow_bucket
+    with opened(browser, width=width) as page:
+        page.goto(f"{viewer.url}/video?video={video_id}")
+        expect(page.get_by_role("status").get_by_text("The annotated video is on its way")).to_be_visible()
+        expect(page.get_by_text("No face was found in 10 s of video.")).to_be_visible()
+        expect(page.get_by_text("Each frame can be looked at as soon as")).to_be_visible()
+        with page.expect_download():
+            page.get_by_role("link", name="Rows as CSV").click()
+        page.get_by_text("About this result").click()
+        expect(page.get_by_text("/clip.mp4")).to_be_visible()
+        assert faint_texts(page) == []
+        assert page.get_by_test_id("stMain").evaluate("main => main.scrollWidth - main.clientWidth") <= 0
+        may_come.set()
+        expect(page.get_by_text("Frame 0 (the last is 19)")).to_be_visible()
+        eventually(lambda: page.locator("video").evaluate("video => video.readyState") >= 2, "a frame of the video")
+        expect(page.get_by_text("is on its way")).to_have_count(0)
+
+
+def test_an_annotated_video_that_does_not_arrive_is_told_and_asked_for_again(slow_bucket, page):
+    viewer, video_id, may_come, faults = slow_bucket
+    page.goto(f"{viewer.url}/video?video={video_id}")
+    expect(page.get_by_text("is on its way")).to_be_visible()
+    faults[0] = "InternalError"
+    may_come.set()
+    expect(page.get_by_role("alert")).to_contain_text("The annotated video cannot be read.", timeout=120_000)
+    expect(page.get_by_role("link", name="Rows as CSV")).to_be_visible()
+    faults[0] = ""
+    page.get_by_role("button", name="Look again").click()
+    expect(page.get_by_text("Frame 0 (the last is 19)")).to_be_visible()

@@ -34,6 +34,9 @@ _STYLE = f"""
 h1.ff-title {{font-size: 1.75rem; font-weight: 650; line-height: 1.25; margin: 0; padding: 0; overflow-wrap: anywhere}}
 .ff-lead {{font-size: 1.125rem; color: #3b4654; margin: .35rem 0 0}}
 .ff-player {{display: block; width: 100%; max-height: 70vh; background: #10151b; border-radius: .5rem}}
+.ff-coming {{display: flex; flex-direction: column; align-items: center; justify-content: center; gap: .5rem;
+    min-height: 11rem; padding: 1rem; text-align: center; color: #fff}}
+.ff-coming progress {{width: min(16rem, 80%); accent-color: #fff}}
 .st-key-move button {{min-height: 2.5rem}}
 [data-testid="stImage"] img {{max-height: 70vh; object-fit: contain; object-position: left}}
 [data-testid="stFileUploaderDropzone"] {{min-height: 9rem; border: 2px dashed {EDGE}; flex-direction: column;
@@ -120,12 +123,12 @@ def capitalised(text: str) -> str:
     return text if "." in text.partition(" ")[0] else text[:1].upper() + text[1:]
 
 
-def unreadable(what: str, error: Exception) -> None:
-    """That something cannot be read, why, and what to do: `what` begins the sentence."""
+def unreadable(what: str, error: BaseException) -> bool:
+    """That something cannot be read, why, and what to do: `what` begins the sentence; whether to look again now."""
     why = f"{error.filename}: {error.strerror.lower()}" if isinstance(error, OSError) and error.strerror else str(error)
     st.error(plain(f"{what} cannot be read. {capitalised(why).rstrip('.')}."), icon=":material/error:")
     st.caption("If that stays so when you look again, tell whoever runs this page.")
-    st.button("Look again", icon=":material/refresh:")
+    return st.button("Look again", icon=":material/refresh:")
 
 
 def empty(text: str, advice: str) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -19,14 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from browser import FERFLOW, faint_texts, opened, serve_viewer
-from made_results import add_video
+from made_results import BEGAN, INFO, add_video
 from playwright.sync_api import Page, expect
 from prefect_server import end, eventually
 from s3_server import in_trouble
 
+from ferflow.emotions import EMOTIONS
 from ferflow.merged_rows import find_video
 from ferflow.progress import Teller
-from ferflow.rows import write_segments
+from ferflow.records import Analysis, Box, Face, FaceRow, Segment
+from ferflow.rows import write_faces, write_segments
 from ferflow.sample import make_sample_clip
 from ferflow.sources import open_results
 from ferflow.storage import Results, content_id
@@ -215,6 +218,51 @@ def test_the_player_follows_the_slider_and_the_slider_does_not_follow_the_player
     expect(page.get_by_role("slider", name="Frame")).to_be_visible()
     expect(page.get_by_text("Frame 144 (")).to_be_visible()
     assert now_played(page) == stopped_at
+
+
+def test_a_step_of_the_slider_does_not_send_a_long_timeline_again(viewer, page, make_video, astronaut, tmp_path):
+    results = open_results(viewer.folder / "results")
+    segments = [Segment(0, EMOTIONS[number % 7], number / 100, (number + 1) / 100, 0.7) for number in range(1000)]
+    added = add_video(results, "/long.mp4", segments=segments, annotated_path="annotated/long.mp4")
+    face = Face(Box(10, 10, 90, 90), (35, 40), (65, 40), 0.9)
+    rows = [FaceRow(number, number / 10 + 0.005, 0.1, 0, face, (1.0, *[0.0] * 6)) for number in range(20)]
+    analysis = Analysis(added.video_id, "/long.mp4", "m", "s", BEGAN, INFO)
+    write_faces(results.rows("faces", added.video_id), rows, lambda: analysis, parts=results.parts)
+    annotated = results.root / "annotated" / "long.mp4"
+    try:
+        make_video(annotated, frame_count=20, image=astronaut)
+        received: list[int] = []
+        page.on("websocket", lambda socket: socket.on("framereceived", lambda data: received.append(len(data))))
+        open_video(page, viewer, added.video_id)
+        page.wait_for_timeout(1000)
+        assert sum(received) > 100_000, "the timeline is sent once"
+        received.clear()
+        page.get_by_role("slider").press("End")
+        expect(page.get_by_text("Frame 19 (")).to_be_visible()
+        page.wait_for_timeout(500)
+        assert sum(received) < 30_000
+        line = page.locator(".now").first
+        assert line.evaluate("line => line.offsetLeft / line.parentElement.offsetWidth") == pytest.approx(
+            0.19, abs=0.02
+        )
+    finally:
+        annotated.unlink()
+        for table in ("videos", "faces", "segments"):
+            results.rows(table, added.video_id).unlink()
+
+
+def test_what_the_pages_need_is_loaded_before_anybody_opens_one_and_passed_over_when_garbage_is_collected():
+    code = (
+        "import asyncio, gc, sys; from viewer.server import app, ready\n"
+        "async def opened():\n"
+        "    async with ready(app):\n"
+        "        print(gc.get_freeze_count(), 'viewer.video' in sys.modules)\n"
+        "asyncio.run(opened())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    frozen, is_loaded = done.stdout.split()
+    assert int(frozen) > 50_000, done.stderr
+    assert is_loaded == "True"
 
 
 def test_the_annotated_video_plays(viewer, clip, page):

@@ -33,6 +33,10 @@ _STYLE = f"""
 .ff-brand {{font-weight: 700; font-size: 1.125rem; letter-spacing: -.01em; color: {LINK}; margin-right: 1rem}}
 h1.ff-title {{font-size: 1.75rem; font-weight: 650; line-height: 1.25; margin: 0; padding: 0; overflow-wrap: anywhere}}
 .ff-lead {{font-size: 1.125rem; color: #3b4654; margin: .35rem 0 0}}
+.ff-lead .ff-status {{margin-right: .35rem; vertical-align: .1em}}
+.ff-status {{border: 1px solid {EDGE}; padding: .1rem .5rem; border-radius: 1rem; font-size: .8rem;
+    white-space: nowrap}}
+.ff-failed {{border-color: transparent; color: {ALARM}; background: #fdecea}}
 .ff-player {{display: block; width: 100%; max-height: 70vh; background: #10151b; border-radius: .5rem}}
 .ff-coming {{display: flex; flex-direction: column; align-items: center; justify-content: center; gap: .5rem;
     min-height: 11rem; padding: 1rem; text-align: center; color: #fff}}
@@ -108,9 +112,11 @@ def card() -> DeltaGenerator:
     return st.container(border=True)
 
 
-def title(name: str, lead: str) -> None:
-    """What a page is about, and the one sentence that matters most."""
-    html(f'<h1 class="ff-title">{escaped(name)}</h1><p class="ff-lead">{escaped(lead)}</p>')
+def title(name: str, lead: str, *, status: str = "") -> None:
+    """What a page is about, the one sentence that matters most, and before it what became of a video, in a word."""
+    look = "ff-status ff-failed" if status == "failed" else "ff-status"
+    said = f'<span class="{look}">{escaped(status.capitalize())}</span> ' if status else ""
+    html(f'<h1 class="ff-title">{escaped(name)}</h1><p class="ff-lead">{said}{escaped(lead)}</p>')
 
 
 def problem(text: str) -> None:

@@ -182,7 +182,7 @@ def _show_way_back() -> None:
 
 def _show_failed(summary: VideoSummary) -> None:
     _show_way_back()
-    theme.title(name_of(summary), "This video could not be analysed.")
+    theme.title(name_of(summary), "This video could not be analysed.", status="failed")
     theme.problem(summary.error or "nothing is known of the reason.")
     st.write("It is tried again when the file changes, or at once with `ferflow analyze --force`.")
     _show_facts(summary)
@@ -190,7 +190,7 @@ def _show_failed(summary: VideoSummary) -> None:
 
 def _show(summary: VideoSummary, found: _Found) -> None:
     _show_way_back()
-    theme.title(name_of(summary), sentence(summary))
+    theme.title(name_of(summary), sentence(summary), status="done" if summary.face_count else "without a face")
     if summary.error:
         st.warning(theme.plain(f"Note: {summary.error}"), icon=":material/warning:")
     at = f"at-{summary.video_id}"
@@ -404,7 +404,7 @@ def _show_downloads(summary: VideoSummary, found: _Found) -> None:
 
 
 def _show_facts(summary: VideoSummary) -> None:
-    facts = [("Status", summary.status), ("File", summary.source)]
+    facts = [("File", summary.source)]
     if (info := summary.info) is not None:
         facts += [
             ("Picture", f"{info.width} × {info.height}, {info.frame_count:,} frames, {info.fps:.4g} a second"),

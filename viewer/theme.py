@@ -29,6 +29,7 @@ PALE, LINE, EDGE = "#e8ecf1", "#d5dbe3", "#66717f"
 _STYLE = f"""
 [data-testid="stHeader"] {{background: none; pointer-events: none}}
 .block-container {{max-width: 1200px; padding-top: 1.25rem; padding-bottom: 4rem}}
+.st-key-links, .st-key-moment {{position: absolute}}
 .st-key-nav {{border-bottom: 1px solid {LINE}; padding-bottom: .5rem; margin-bottom: 1rem; column-gap: .25rem}}
 .ff-brand {{font-weight: 700; font-size: 1.125rem; letter-spacing: -.01em; color: {LINK}; margin-right: 1rem}}
 h1.ff-title {{font-size: 1.75rem; font-weight: 650; line-height: 1.25; margin: 0; padding: 0; overflow-wrap: anywhere}}

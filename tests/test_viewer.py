@@ -397,12 +397,13 @@ def test_a_file_on_its_way_is_not_lost_while_another_is_taken(viewer, page, make
         "**/upload_file/**", lambda route: held.append(route) if route.request.method == "PUT" else route.continue_()
     )
     drop(page, viewer.url, first)
-    page.wait_for_timeout(500)
+    eventually(lambda: page.wait_for_timeout(100) or held, "the first one to be sent")
     with page.expect_response("**/upload_file/**"):
         held.pop().continue_()
     page.locator("input[type=file]").set_input_files(second)
     expect(page.locator("strong", has_text="first.mp4")).to_be_visible()
     page.wait_for_timeout(2000)
+    eventually(lambda: page.wait_for_timeout(100) or held, "the second one to be sent")
     held.pop().continue_()
     expect(page.locator("strong", has_text="second.mp4")).to_be_visible()
 

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -167,7 +167,9 @@ rgw enable usage log = false
 
 
 @contextlib.contextmanager
-def in_trouble(server: S3Server, faults: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+def in_trouble(
+    server: S3Server, faults: Iterable[str], *, before: Callable[[str], object] = str
+) -> Iterator[tuple[str, list[str]]]:
     """The gateway behind an address at which not all goes well.
 
     Args:
@@ -175,6 +177,7 @@ def in_trouble(server: S3Server, faults: Iterable[str]) -> Iterator[tuple[str, l
         faults: what becomes of the requests, in turn and over again: `SlowDown` and `InternalError` are answered, at
             `reset` the connection is cut, at `cut` after half of what is asked for, `silence` lasts for three seconds,
             and an empty one is dealt with.
+        before: told of each request, as `GET /bucket/key`, before anything becomes of it; may take its time.
 
     Yields:
         The address, and the faults so far.
@@ -188,6 +191,7 @@ def in_trouble(server: S3Server, faults: Iterable[str]) -> Iterator[tuple[str, l
 
         def deal(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            before(f"{self.command} {self.path}")
             with taking:
                 fault = next(turns)
                 happened.extend([fault] if fault else [])

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -18,12 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from browser import FERFLOW, faint_texts, opened, serve_viewer
-from made_results import add_video
+from made_results import BEGAN, INFO, add_video
 from playwright.sync_api import Page, expect
 from prefect_server import end, eventually
+from s3_server import in_trouble
 
+from ferflow.emotions import EMOTIONS
 from ferflow.merged_rows import find_video
 from ferflow.progress import Teller
+from ferflow.records import Analysis, Box, Face, FaceRow, Segment
+from ferflow.rows import write_faces, write_segments
 from ferflow.sample import make_sample_clip
 from ferflow.sources import open_results
 from ferflow.storage import Results, content_id
@@ -214,6 +220,51 @@ def test_the_player_follows_the_slider_and_the_slider_does_not_follow_the_player
     assert now_played(page) == stopped_at
 
 
+def test_a_step_of_the_slider_does_not_send_a_long_timeline_again(viewer, page, make_video, astronaut, tmp_path):
+    results = open_results(viewer.folder / "results")
+    segments = [Segment(0, EMOTIONS[number % 7], number / 100, (number + 1) / 100, 0.7) for number in range(1000)]
+    added = add_video(results, "/long.mp4", segments=segments, annotated_path="annotated/long.mp4")
+    face = Face(Box(10, 10, 90, 90), (35, 40), (65, 40), 0.9)
+    rows = [FaceRow(number, number / 10 + 0.005, 0.1, 0, face, (1.0, *[0.0] * 6)) for number in range(20)]
+    analysis = Analysis(added.video_id, "/long.mp4", "m", "s", BEGAN, INFO)
+    write_faces(results.rows("faces", added.video_id), rows, lambda: analysis, parts=results.parts)
+    annotated = results.root / "annotated" / "long.mp4"
+    try:
+        make_video(annotated, frame_count=20, image=astronaut)
+        received: list[int] = []
+        page.on("websocket", lambda socket: socket.on("framereceived", lambda data: received.append(len(data))))
+        open_video(page, viewer, added.video_id)
+        page.wait_for_timeout(1000)
+        assert sum(received) > 100_000, "the timeline is sent once"
+        received.clear()
+        page.get_by_role("slider").press("End")
+        expect(page.get_by_text("Frame 19 (")).to_be_visible()
+        page.wait_for_timeout(500)
+        assert sum(received) < 30_000
+        line = page.locator(".now").first
+        assert line.evaluate("line => line.offsetLeft / line.parentElement.offsetWidth") == pytest.approx(
+            0.19, abs=0.02
+        )
+    finally:
+        annotated.unlink()
+        for table in ("videos", "faces", "segments"):
+            results.rows(table, added.video_id).unlink()
+
+
+def test_what_the_pages_need_is_loaded_before_anybody_opens_one_and_passed_over_when_garbage_is_collected():
+    code = (
+        "import asyncio, gc, sys; from viewer.server import app, ready\n"
+        "async def opened():\n"
+        "    async with ready(app):\n"
+        "        print(gc.get_freeze_count(), 'viewer.video' in sys.modules)\n"
+        "asyncio.run(opened())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    frozen, is_loaded = done.stdout.split()
+    assert int(frozen) > 50_000, done.stderr
+    assert is_loaded == "True"
+
+
 def test_the_annotated_video_plays(viewer, clip, page):
     open_video(page, viewer, clip)
     video = page.locator("video")
@@ -346,12 +397,13 @@ def test_a_file_on_its_way_is_not_lost_while_another_is_taken(viewer, page, make
         "**/upload_file/**", lambda route: held.append(route) if route.request.method == "PUT" else route.continue_()
     )
     drop(page, viewer.url, first)
-    page.wait_for_timeout(500)
+    eventually(lambda: page.wait_for_timeout(100) or held, "the first one to be sent")
     with page.expect_response("**/upload_file/**"):
         held.pop().continue_()
     page.locator("input[type=file]").set_input_files(second)
     expect(page.locator("strong", has_text="first.mp4")).to_be_visible()
     page.wait_for_timeout(2000)
+    eventually(lambda: page.wait_for_timeout(100) or held, "the second one to be sent")
     held.pop().continue_()
     expect(page.locator("strong", has_text="second.mp4")).to_be_visible()
 
@@ -635,3 +687,68 @@ def test_a_bucket_of_results_is_shown_like_a_folder(s3_server, bucket, page, sha
         download.value.save_as(tmp_path / "taken.parquet")
     # On a small picture there may be faces or not; the table is one.
     assert "emotion" in pq.read_schema(tmp_path / "taken.parquet").names
+
+
+@pytest.fixture
+def slow_bucket(s3_server, bucket, make_video, astronaut, tmp_path):
+    """A page of a bucket with one video, whose annotated copy is held back until a test lets it come; its faults too.
+
+    Gives the page, the video's id, what lets it come, and what becomes of the requests from then on.
+    """
+    results = open_results(bucket / "results")
+    clip = make_video(tmp_path / "made" / "clip.mp4", frame_count=20, image=astronaut)
+    nobody = {"face_count": 0, "track_count": 0, "dominant_emotion": None, "emotion_shares": None}
+    added = add_video(results, "/clip.mp4", annotated_path="annotated/clip.mp4", **nobody)
+    write_segments(results.rows("segments", added.video_id), [], video_id=added.video_id, parts=results.parts)
+    bucket.joinpath("results/annotated/clip.mp4").write_bytes(clip.read_bytes())
+    may_come, faults = threading.Event(), [""]
+
+    def hold_back(request: str) -> None:
+        if request.startswith("GET") and "/annotated/" in request:
+            may_come.wait(120)
+
+    def turns() -> Iterator[str]:
+        while True:
+            yield faults[0]
+
+    options = ("--results", str(bucket / "results"))
+    with in_trouble(s3_server, turns(), before=hold_back) as (url, _):
+        environment = {"AWS_ENDPOINT_URL": url, "FERFLOW_CACHE": str(tmp_path / "cache")}
+        with serve_viewer(tmp_path, *options, **environment) as viewer:
+            try:
+                yield viewer, added.video_id, may_come, faults
+            finally:
+                may_come.set()
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_everything_else_is_shown_while_the_annotated_video_is_on_its_way(slow_bucket, browser, width):
+    viewer, video_id, may_come, _ = slow_bucket
+    with opened(browser, width=width) as page:
+        page.goto(f"{viewer.url}/video?video={video_id}")
+        expect(page.get_by_role("status").get_by_text("The annotated video is on its way")).to_be_visible()
+        expect(page.get_by_text("No face was found in 10 s of video.")).to_be_visible()
+        expect(page.get_by_text("Each frame can be looked at as soon as")).to_be_visible()
+        with page.expect_download():
+            page.get_by_role("link", name="Rows as CSV").click()
+        page.get_by_text("About this result").click()
+        expect(page.get_by_text("/clip.mp4")).to_be_visible()
+        assert faint_texts(page) == []
+        assert page.get_by_test_id("stMain").evaluate("main => main.scrollWidth - main.clientWidth") <= 0
+        may_come.set()
+        expect(page.get_by_text("Frame 0 (the last is 19)")).to_be_visible()
+        eventually(lambda: page.locator("video").evaluate("video => video.readyState") >= 2, "a frame of the video")
+        expect(page.get_by_text("is on its way")).to_have_count(0)
+
+
+def test_an_annotated_video_that_does_not_arrive_is_told_and_asked_for_again(slow_bucket, page):
+    viewer, video_id, may_come, faults = slow_bucket
+    page.goto(f"{viewer.url}/video?video={video_id}")
+    expect(page.get_by_text("is on its way")).to_be_visible()
+    faults[0] = "InternalError"
+    may_come.set()
+    expect(page.get_by_role("alert")).to_contain_text("The annotated video cannot be read.", timeout=120_000)
+    expect(page.get_by_role("link", name="Rows as CSV")).to_be_visible()
+    faults[0] = ""
+    page.get_by_role("button", name="Look again").click()
+    expect(page.get_by_text("Frame 0 (the last is 19)")).to_be_visible()

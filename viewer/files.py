@@ -4,9 +4,6 @@ So no video is held in memory, and a browser can jump in it. Only what the resul
 only what lies within the results.
 """
 
-import contextlib
-import hashlib
-import os
 import tempfile
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote
@@ -21,7 +18,8 @@ from ferflow.errors import FerflowError
 from ferflow.merged_rows import find_rows, find_video
 from ferflow.records import VideoSummary
 from ferflow.rows import write_rows
-from ferflow.storage import Results, fetched, is_local, is_video_id, part_file, stat_file, workspace
+from ferflow.storage import Results, is_local, is_video_id, stat_file
+from viewer.copies import Copies, Copy, here
 from viewer.settings import results
 
 ANNOTATED, TIMELINE, PARQUET, CSV = "annotated.mp4", "timeline.png", "faces.parquet", "faces.csv"
@@ -30,9 +28,8 @@ ANNOTATED, TIMELINE, PARQUET, CSV = "annotated.mp4", "timeline.png", "faces.parq
 _KINDS = {".mp4": "video/mp4", ".png": "image/png"}
 # What an analysis writes. A row from a stranger may name anything, which no browser may take for a page of ours.
 _AS_IT_IS = {"X-Content-Type-Options": "nosniff"}
-_MOST_COPIES = 20
-# Of a bucket's files, kept on this machine.
-_SCRATCH = Path(tempfile.gettempdir()) / "ferflow-viewer"
+_copies = Copies(Path(tempfile.gettempdir()) / "ferflow-viewer", most_bytes=10_000_000_000)
+# Of a bucket's files.
 
 
 def url_of(video_id: str, name: str) -> str:
@@ -40,10 +37,13 @@ def url_of(video_id: str, name: str) -> str:
     return f"/results/{quote(video_id)}/{name}"
 
 
-def local_file(place: Results, named: str | None) -> Path | None:
+def local_file(place: Results, named: str | None) -> Copy | None:
     """A file that a row of the videos table names, on this machine; None if there is none, or not within the results.
 
-    Of a bucket's file a copy is kept until many others have been looked at.
+    Of a bucket's file a copy is fetched, which may take its time.
+
+    Raises:
+        OSError: the bucket does not answer.
     """
     if not named or ".." in PurePosixPath(named).parts or PurePosixPath(named).is_absolute():
         return None
@@ -51,23 +51,11 @@ def local_file(place: Results, named: str | None) -> Path | None:
     if is_local(path):
         # A link within the results may lead out of them.
         is_within = path.resolve().is_relative_to(place.root.resolve())
-        return path if is_within and path.is_file() else None
+        return here(path) if is_within and path.is_file() else None
     try:
-        tag = stat_file(path).tag
-    except OSError:
+        return _copies.take(stat_file(path))
+    except FileNotFoundError:
         return None
-    folder = workspace(_SCRATCH)
-    copy = folder / f"{hashlib.sha256(f'{path} {tag}'.encode()).hexdigest()[:32]}{path.suffix}"
-    if not copy.exists():
-        kept = sorted(folder.iterdir(), key=lambda file: file.stat().st_mtime)
-        for old in kept[: max(len(kept) - _MOST_COPIES + 1, 0)]:
-            old.unlink(missing_ok=True)
-        with fetched(path) as file, part_file(copy, folder=_SCRATCH) as part:
-            file.replace(part)
-    with contextlib.suppress(FileNotFoundError):
-        # Looked at just now, so that it is kept longer than those that nobody looks at.
-        os.utime(copy)
-    return copy
 
 
 async def _answer(request: Request) -> Response:
@@ -83,8 +71,9 @@ async def _answer(request: Request) -> Response:
 def _file(place: Results, video_id: str, name: str) -> Response:
     summary = find_video(place, video_id)
     if summary is not None and name in (ANNOTATED, TIMELINE):
-        file = local_file(place, summary.annotated_path if name == ANNOTATED else summary.timeline_path)
-        if file is not None:
+        copy = local_file(place, summary.annotated_path if name == ANNOTATED else summary.timeline_path)
+        if copy is not None:
+            file = copy.wait()
             kind = _KINDS.get(file.suffix)
             return FileResponse(
                 file,
@@ -92,6 +81,7 @@ def _file(place: Results, video_id: str, name: str) -> Response:
                 media_type=kind or "application/octet-stream",
                 content_disposition_type="inline" if kind else "attachment",
                 headers=_AS_IT_IS,
+                background=BackgroundTask(lambda held: None, copy),  # Until it has been sent.
             )
     if summary is not None and name in (PARQUET, CSV):
         rows = find_rows(place, "faces", video_id)

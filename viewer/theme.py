@@ -29,11 +29,19 @@ PALE, LINE, EDGE = "#e8ecf1", "#d5dbe3", "#66717f"
 _STYLE = f"""
 [data-testid="stHeader"] {{background: none; pointer-events: none}}
 .block-container {{max-width: 1200px; padding-top: 1.25rem; padding-bottom: 4rem}}
+.st-key-links, .st-key-moment {{position: absolute}}
 .st-key-nav {{border-bottom: 1px solid {LINE}; padding-bottom: .5rem; margin-bottom: 1rem; column-gap: .25rem}}
 .ff-brand {{font-weight: 700; font-size: 1.125rem; letter-spacing: -.01em; color: {LINK}; margin-right: 1rem}}
 h1.ff-title {{font-size: 1.75rem; font-weight: 650; line-height: 1.25; margin: 0; padding: 0; overflow-wrap: anywhere}}
 .ff-lead {{font-size: 1.125rem; color: #3b4654; margin: .35rem 0 0}}
+.ff-lead .ff-status {{margin-right: .35rem; vertical-align: .1em}}
+.ff-status {{border: 1px solid {EDGE}; padding: .1rem .5rem; border-radius: 1rem; font-size: .8rem;
+    white-space: nowrap}}
+.ff-failed {{border-color: transparent; color: {ALARM}; background: #fdecea}}
 .ff-player {{display: block; width: 100%; max-height: 70vh; background: #10151b; border-radius: .5rem}}
+.ff-coming {{display: flex; flex-direction: column; align-items: center; justify-content: center; gap: .5rem;
+    min-height: 11rem; padding: 1rem; text-align: center; color: #fff}}
+.ff-coming progress {{width: min(16rem, 80%); accent-color: #fff}}
 .st-key-move button {{min-height: 2.5rem}}
 [data-testid="stImage"] img {{max-height: 70vh; object-fit: contain; object-position: left}}
 [data-testid="stFileUploaderDropzone"] {{min-height: 9rem; border: 2px dashed {EDGE}; flex-direction: column;
@@ -105,9 +113,11 @@ def card() -> DeltaGenerator:
     return st.container(border=True)
 
 
-def title(name: str, lead: str) -> None:
-    """What a page is about, and the one sentence that matters most."""
-    html(f'<h1 class="ff-title">{escaped(name)}</h1><p class="ff-lead">{escaped(lead)}</p>')
+def title(name: str, lead: str, *, status: str = "") -> None:
+    """What a page is about, the one sentence that matters most, and before it what became of a video, in a word."""
+    look = "ff-status ff-failed" if status == "failed" else "ff-status"
+    said = f'<span class="{look}">{escaped(status.capitalize())}</span> ' if status else ""
+    html(f'<h1 class="ff-title">{escaped(name)}</h1><p class="ff-lead">{said}{escaped(lead)}</p>')
 
 
 def problem(text: str) -> None:
@@ -120,12 +130,12 @@ def capitalised(text: str) -> str:
     return text if "." in text.partition(" ")[0] else text[:1].upper() + text[1:]
 
 
-def unreadable(what: str, error: Exception) -> None:
-    """That something cannot be read, why, and what to do: `what` begins the sentence."""
+def unreadable(what: str, error: BaseException) -> bool:
+    """That something cannot be read, why, and what to do: `what` begins the sentence; whether to look again now."""
     why = f"{error.filename}: {error.strerror.lower()}" if isinstance(error, OSError) and error.strerror else str(error)
     st.error(plain(f"{what} cannot be read. {capitalised(why).rstrip('.')}."), icon=":material/error:")
     st.caption("If that stays so when you look again, tell whoever runs this page.")
-    st.button("Look again", icon=":material/refresh:")
+    return st.button("Look again", icon=":material/refresh:")
 
 
 def empty(text: str, advice: str) -> None:

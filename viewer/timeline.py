@@ -24,7 +24,7 @@ button:hover {{ filter: brightness(.93); }}
 button:focus-visible {{ outline: 3px solid {INK}; outline-offset: -3px; z-index: 1; }}
 button span {{ display: none; }}
 @container (min-width: 4.5em) {{ button span {{ display: inline; }} }}
-.now {{ position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: {INK};
+.now {{ position: absolute; left: var(--ff-now, 0); top: 0; bottom: 0; width: 2px; margin-left: -1px; background: {INK};
     box-shadow: 0 0 0 1px #fff; pointer-events: none; z-index: 2; }}
 .axis {{ position: relative; height: 1.25rem; grid-column: 2; color: {MUTED}; }}
 .axis span {{ position: absolute; transform: translateX(-50%); font-variant-numeric: tabular-nums; }}
@@ -68,9 +68,7 @@ export default function ({ parentElement, data, setTriggerValue }) {
             }
             band.append(button)
         }
-        const now = make("div", "now", "")
-        now.style.left = data.now + "%"
-        band.append(now)
+        band.append(make("div", "now", ""))
         lanes.append(make("span", "who", lane.name), band)
     }
     const axis = make("div", "axis", "")
@@ -81,16 +79,26 @@ export default function ({ parentElement, data, setTriggerValue }) {
         axis.append(label)
     }
     lanes.append(axis)
-    const player = document.querySelector("video.ff-player")
-    if (player && player.dataset.at !== String(data.seconds)) {
-        player.dataset.at = data.seconds
-        move(data.seconds)
-    }
     for (const button of lanes.querySelectorAll("button")) if (held && button.ariaLabel === held) button.focus()
 }
 """
 
+# The line is moved by itself: an hour's lanes are a quarter of a megabyte, too much for each step of a slider.
+_MOVE_JS = """
+export default function ({ data }) {
+    document.documentElement.style.setProperty("--ff-now", data.now + "%")
+    const player = document.querySelector("video.ff-player")
+    if (player && player.dataset.at !== String(data.seconds)) {
+        player.dataset.at = data.seconds
+        // A little after its beginning, so that no rounding shows the frame before.
+        player.currentTime = data.seconds + 0.001
+    }
+    return () => document.documentElement.style.removeProperty("--ff-now")
+}
+"""
+
 _lanes: Any = None
+_moment: Any = None
 
 
 def show_timeline(
@@ -98,11 +106,10 @@ def show_timeline(
     tracks: Sequence[int],
     *,
     end_seconds: float,
-    now_seconds: float,
     key: str,
     on_jump: Callable[[], None],
 ) -> None:
-    """Show who showed what when, and move the player to the moment when that changes.
+    """Show who showed what when.
 
     In the session's state under the key, `.jump` is the start in seconds of the segment that was clicked.
 
@@ -110,7 +117,6 @@ def show_timeline(
         segments: those of the video.
         tracks: the people to show, from top to bottom.
         end_seconds: length of the video.
-        now_seconds: where the line stands that marks a moment.
         key: by which the page knows it again.
         on_jump: called before the page is shown anew after a click.
     """
@@ -130,9 +136,21 @@ def show_timeline(
         {"name": clock(index * step), "left": 100 * index * step / end_seconds}
         for index in range(math.floor(end_seconds / step * 0.98) + 1)
     ]
-    now = 100 * min(now_seconds / end_seconds, 1.0)
-    data = {"lanes": lanes, "ticks": ticks, "now": now, "seconds": now_seconds}
-    _lanes(data=data, key=key, on_jump_change=on_jump)
+    _lanes(data={"lanes": lanes, "ticks": ticks}, key=key, on_jump_change=on_jump)
+
+
+def show_moment(seconds: float, *, end_seconds: float) -> None:
+    """Move the player to a moment when that changes, and in the timeline the line that marks it.
+
+    Args:
+        seconds: the moment.
+        end_seconds: length of the video.
+    """
+    global _moment
+    if _moment is None:
+        _moment = st.components.v2.component("ferflow_moment", js=_MOVE_JS)
+    now = 100 * min(seconds / max(end_seconds, 1e-3), 1.0)
+    _moment(data={"now": now, "seconds": seconds}, key="moment", height=0)
 
 
 def clock(seconds: float) -> str:

@@ -16,10 +16,11 @@ from ferflow.records import FaceColumns, Segment, VideoSummary
 from ferflow.storage import is_video_id
 from ferflow.summary import emotion_of_rows
 from viewer import files, theme
+from viewer.copies import Copy
 from viewer.frames import ShownFace, faces_at, frame_jpeg
 from viewer.prefect_run import run_url
 from viewer.settings import results
-from viewer.timeline import clock, show_timeline
+from viewer.timeline import clock, show_moment, show_timeline
 
 _MOST_LANES = 12
 _MOST_PILLS = 8
@@ -30,6 +31,7 @@ _ABOUT_AS_LONG = 0.05
 _ZERO = datetime(2000, 1, 1)
 # From it the slider counts the time of a video.
 _FACE_TIME = "the time with a face"
+_LOOK_SECONDS = 1.0
 _DAMAGED = (
     "The annotated copy of this video is damaged. Run `ferflow analyze --force` on the video to have it made anew."
 )
@@ -49,10 +51,17 @@ class _Found:
     """int (n,), the emotion that each row's face is labelled with: averaged over half a second."""
     counts: Sequence[int]
     """Faces that are labelled with each of EMOTIONS."""
+    annotated: Copy | None
+    """The annotated video, held so that it stays while the page is open; None if it cannot be shown."""
     times: np.ndarray
-    """When each frame of the annotated video appears; none if that cannot be shown."""
+    """When each of its frames appears; none as long as it is on its way."""
     no_player: str
-    """Why that cannot be shown; empty if it can."""
+    """Why it cannot be shown; empty if it can."""
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether the annotated video is on its way from a bucket."""
+        return self.annotated is not None and not len(self.times)
 
 
 def show() -> None:
@@ -70,13 +79,7 @@ def show() -> None:
             _show_failed(summary)
             return
         with st.spinner("Reading what was found …"):
-            found = _find(video_id, summary.processed_at)
-            annotated = files.local_file(results(), summary.annotated_path)
-        if annotated is not None:
-            try:
-                found = replace(found, times=_frame_times(annotated, summary.processed_at), no_player="")
-            except VideoError:
-                found = replace(found, no_player=_DAMAGED)
+            found = _with_video(_find(video_id, summary.processed_at), summary)
     except (FerflowError, OSError) as error:
         theme.title("This video cannot be shown", "")
         theme.unreadable("Its result", error)
@@ -134,9 +137,28 @@ def _find(video_id: str, processed_at: datetime) -> _Found:
         tracks=tracks[np.argsort(-seconds, kind="stable")].tolist(),
         labels=labels,
         counts=np.bincount(labels, minlength=len(EMOTIONS)).tolist(),
+        annotated=None,
         times=np.zeros(0),
         no_player="There is no annotated copy of this video: it was analysed without, or the file was removed.",
     )
+
+
+def _with_video(found: _Found, summary: VideoSummary) -> _Found:
+    """What was found, with the annotated video as far as it is here."""
+    try:
+        annotated = files.local_file(results(), summary.annotated_path)
+        if annotated is None:
+            return found
+        if not annotated.arrived.done():
+            return replace(found, annotated=annotated, no_player="")
+        times = _frame_times(annotated.wait(), summary.processed_at)
+    except VideoError:
+        return replace(found, no_player=_DAMAGED)
+    except OSError as error:
+        return replace(found, no_player=f"The annotated video cannot be read ({error}). Open this page again later.")
+    if not len(times):
+        return replace(found, no_player=_DAMAGED)
+    return replace(found, annotated=annotated, times=times, no_player="")
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -160,7 +182,7 @@ def _show_way_back() -> None:
 
 def _show_failed(summary: VideoSummary) -> None:
     _show_way_back()
-    theme.title(name_of(summary), "This video could not be analysed.")
+    theme.title(name_of(summary), "This video could not be analysed.", status="failed")
     theme.problem(summary.error or "nothing is known of the reason.")
     st.write("It is tried again when the file changes, or at once with `ferflow analyze --force`.")
     _show_facts(summary)
@@ -168,7 +190,7 @@ def _show_failed(summary: VideoSummary) -> None:
 
 def _show(summary: VideoSummary, found: _Found) -> None:
     _show_way_back()
-    theme.title(name_of(summary), sentence(summary))
+    theme.title(name_of(summary), sentence(summary), status="done" if summary.face_count else "without a face")
     if summary.error:
         st.warning(theme.plain(f"Note: {summary.error}"), icon=":material/warning:")
     at = f"at-{summary.video_id}"
@@ -185,8 +207,11 @@ def _show(summary: VideoSummary, found: _Found) -> None:
 
 
 def _show_player(summary: VideoSummary, found: _Found) -> None:
-    if found.no_player:
-        st.info(found.no_player)
+    if found.annotated is None:
+        st.info(theme.plain(found.no_player))
+        return
+    if found.is_coming:
+        st.fragment(_show_arriving, run_every=_LOOK_SECONDS)(summary, found.annotated)
         return
     url = files.url_of(summary.video_id, files.ANNOTATED)
     assert summary.info is not None
@@ -194,6 +219,24 @@ def _show_player(summary: VideoSummary, found: _Found) -> None:
     theme.html(
         f'<video class="ff-player" controls playsinline preload="metadata" style="aspect-ratio: {ratio}" '
         f'aria-label="The annotated video" src="{url}"></video>'
+    )
+
+
+def _show_arriving(summary: VideoSummary, annotated: Copy) -> None:
+    """How much of the annotated video is here; then the whole page, with it."""
+    if annotated.error is not None:
+        if theme.unreadable("The annotated video", annotated.error):
+            st.rerun()
+        return
+    if annotated.arrived.done():
+        st.rerun()
+    assert summary.info is not None
+    ratio = f"{summary.info.width} / {summary.info.height}"
+    size = f"{annotated.share:.0%} of {annotated.size_bytes / 1e6:,.0f} MB"
+    theme.html(
+        f'<div class="ff-player ff-coming" role="status" style="aspect-ratio: {ratio}">'
+        f'<b>The annotated video is on its way</b><progress value="{annotated.share:.3f}" aria-label="{size}">'
+        f"</progress><span>{size}. Everything else is here.</span></div>"
     )
 
 
@@ -214,7 +257,7 @@ def _show_shares(summary: VideoSummary, found: _Found) -> None:
 
 @st.fragment
 def _show_moments(summary: VideoSummary, found: _Found, at: str) -> None:
-    """The timeline and the frame at a moment, which change together."""
+    """The timeline and the frame at a moment: a click in the one leads to the other."""
     video_id = summary.video_id
     assert summary.info is not None
     if found.tracks:
@@ -231,7 +274,6 @@ def _show_moments(summary: VideoSummary, found: _Found, at: str) -> None:
             found.segments,
             tracks,
             end_seconds=summary.info.duration_seconds,
-            now_seconds=found.times[st.session_state[at]] if len(found.times) else 0.0,
             key=f"lanes-{video_id}",
             on_jump=jump,
         )
@@ -241,8 +283,12 @@ def _show_moments(summary: VideoSummary, found: _Found, at: str) -> None:
         st.caption(f"A row for each person, who was seen longest first.{click}{more}")
     else:
         track = None
-    if len(found.times):
-        st.subheader("Frame by frame")
+    if found.annotated is None:
+        return
+    st.subheader("Frame by frame")
+    if found.is_coming:
+        theme.empty("Each frame can be looked at as soon as the annotated video is here.", "")
+    else:
         _show_frame(summary, found, at, track)
 
 
@@ -257,15 +303,19 @@ def _choose_track(found: _Found, video_id: str) -> int | None:
     return options[st.pills("Person", list(options), default="Everyone", required=True, key=key)]
 
 
+@st.fragment
 def _show_frame(summary: VideoSummary, found: _Found, at: str, track: int | None) -> None:
+    """The frame at a moment, without the timeline being sent anew at each step."""
     times = found.times
     _show_slider(times, summary.video_id, at)
     seconds = float(times[st.session_state[at]])
+    assert summary.info is not None
+    show_moment(seconds, end_seconds=summary.info.duration_seconds)
     shown = [face for face in faces_at(found.faces, found.labels, seconds) if track in (None, face.track_id)]
     is_beside = len(shown) <= _FACES_BESIDE
     left, right = st.columns([3, 2], gap="medium")
     with left:
-        picture = _picture(summary, seconds)
+        picture = _picture(found, seconds)
         place = f"Frame {st.session_state[at]:,} (the last is {len(times) - 1:,}), at {_exact(seconds)}"
         if picture is None:
             st.warning("This frame cannot be shown: it is damaged, or the annotated video was removed.")
@@ -282,12 +332,10 @@ def _show_frame(summary: VideoSummary, found: _Found, at: str, track: int | None
         st.caption(f"{more}The bars are of this frame alone; a label averages over half a second.")
 
 
-def _picture(summary: VideoSummary, seconds: float) -> bytes | None:
+def _picture(found: _Found, seconds: float) -> bytes | None:
     """A frame of the annotated video; None if that is gone since the page was opened, or damaged there."""
     try:
-        # Looked for anew: of a bucket's file the copy on this machine may have made room for others.
-        annotated = files.local_file(results(), summary.annotated_path)
-        return None if annotated is None else frame_jpeg(annotated, seconds)
+        return None if found.annotated is None else frame_jpeg(found.annotated.path, seconds)
     except (FerflowError, OSError):
         return None
 
@@ -356,7 +404,7 @@ def _show_downloads(summary: VideoSummary, found: _Found) -> None:
 
 
 def _show_facts(summary: VideoSummary) -> None:
-    facts = [("Status", summary.status), ("File", summary.source)]
+    facts = [("File", summary.source)]
     if (info := summary.info) is not None:
         facts += [
             ("Picture", f"{info.width} × {info.height}, {info.frame_count:,} frames, {info.fps:.4g} a second"),

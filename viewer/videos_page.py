@@ -16,7 +16,7 @@ from viewer import theme
 from viewer.library import ORDERS, STATUSES, Choice, Library, ListedVideo, Order, Status, Totals
 from viewer.settings import results
 from viewer.strip import STYLE, legend_html, shares_html, strip_html
-from viewer.theme import ALARM, EMOTION_COLORS, INK_COLORS, LINE, MUTED, escaped
+from viewer.theme import EMOTION_COLORS, INK_COLORS, LINE, MUTED, escaped
 
 _VIDEOS_A_PAGE = 50
 _MOST_AT_WORK = 3
@@ -223,7 +223,7 @@ def _row_html(video: ListedVideo, strip: np.ndarray | None, zone: tzinfo) -> str
             f'<td data-name="People"{_NUMBER}>{video.track_count:,}</td>'
             f'<td data-name="Faces"{_NUMBER}>{video.face_count:,}</td>'
         )
-    kind = ' class="ff-failed"' if video.status == "failed" else ""
+    kind = ' class="ff-status ff-failed"' if video.status == "failed" else ""
     status = f'<td data-name="Status"><span{kind}>{video.status.capitalize()}</span></td>'
     took = _duration(video.processing_seconds) if video.processing_seconds else ""
     return (
@@ -294,7 +294,6 @@ _STYLE = f"""
 .ff-videos tbody tr:hover {{background: #f3f5f8}}
 .ff-videos .ff-wide {{width: 40%; white-space: normal}}
 .ff-emotion {{padding: .1rem .5rem; border-radius: 1rem; font-size: .8rem}}
-.ff-failed {{color: {ALARM}; background: #fdecea; padding: .1rem .5rem; border-radius: 1rem; font-size: .8rem}}
 @media (max-width: 760px) {{
     .ff-videos, .ff-videos tbody {{display: block}}
     .ff-videos thead {{display: none}}

@@ -297,6 +297,7 @@ def test_the_automation_hears_of_a_run_that_was_found_dead_after_the_server_was_
         with contextlib.closing(sqlite3.connect(tmp_path / "prefect.db")) as tables:
             return tables.execute("SELECT id FROM automation_bucket WHERE count < 1").fetchone() is not None
 
+    EventsWorker.drain_all(timeout=30)  # What speaks to another server.
     with serve_prefect(tmp_path) as before, temporary_settings({PREFECT_API_URL: before.url}):
         with get_client(sync_client=True) as client:
             client.create_automation(_dead_runs())

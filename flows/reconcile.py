@@ -125,6 +125,7 @@ class Reconciler:
                     "carried it out is gone. What was finished is kept."
                 )
                 client.set_flow_run_state(run.id, Crashed(message=message))
+            _tell_automation(client, run)
             _bury_tasks(client, run)
             yield f"{run.name}: {message}"
         self._last_signs = last_signs
@@ -239,6 +240,19 @@ def _heartbeats(client: "SyncPrefectClient", run: "FlowRun") -> "Sequence[Receiv
     # Clocks differ: one that is ahead is heard, too.
     those.occurred.until = datetime.now(UTC) + timedelta(days=1)  # type: ignore[assignment]
     return client.read_events(those, limit=2).events
+
+
+def _tell_automation(client: "SyncPrefectClient", run: "FlowRun") -> None:
+    """Say that nobody need wait for the run's next heartbeat (flows/automations.py).
+
+    A server that was begun again keeps back for a quarter of an hour what follows a state from before, as the run's new
+    state does. This follows nothing.
+    """
+    from prefect.events import Event, Resource
+
+    resource = Resource({"prefect.resource.id": f"prefect.flow-run.{run.id}"})
+    event = Event(event="prefect.flow-run.found-dead", resource=resource)
+    client.request("POST", "/events", json=[event.model_dump(mode="json")])
 
 
 def _bury_tasks(client: "SyncPrefectClient", run: "FlowRun") -> None:

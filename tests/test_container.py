@@ -84,6 +84,14 @@ def test_the_image_holds_what_is_installed_and_what_is_deployed():
     assert {name for name in copied if not name.startswith("--")} <= let_in
 
 
+def test_a_changed_line_of_code_leaves_the_packages_as_they_are():
+    """Seen to fail: code and packages were one layer of 3 GB, copied and sent anew for each change."""
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copies = [line.split()[1:-1] for line in lines if line.startswith("COPY ")]
+    assert copies[:2] == [["pyproject.toml", "uv.lock"], ["--from=packages", "/app"]]
+    assert not any(what.startswith("--") for copy in copies[2:] for what in copy)
+
+
 def test_the_dockerfile_is_written_as_its_checker_wants_it():
     found = shutil.which("hadolint") or shutil.which("hadolint", path=str(ROOT / ".venv" / "bin"))
     if found is None:

@@ -1,7 +1,9 @@
 """Runs whose process was killed, on a real server: they are found dead and, where nobody else does it, begun again."""
 
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,7 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from prefect_server import Server, end, eventually
+from prefect_server import Server, end, eventually, serve_prefect
 
 from ferflow.watch_settings import WatchSettings
 from flows.analyze_videos import AUTOMATIC, analyze_videos
@@ -330,6 +332,30 @@ def test_the_automation_says_of_a_dead_run_that_it_has_crashed(deployment, on_se
     finally:
         with get_client(sync_client=True) as client:
             client.delete_automation(automation)
+
+
+def test_the_automation_hears_of_a_run_that_was_found_dead_after_the_server_was_begun_again(reconciler, tmp_path):
+    """Seen to fail: the automation took the first attempt's silence for the second's, and marked that as crashed while
+    it ran."""
+    from prefect import get_client
+    from prefect.events.worker import EventsWorker
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    def waits() -> bool:
+        with contextlib.closing(sqlite3.connect(tmp_path / "prefect.db")) as tables:
+            return tables.execute("SELECT id FROM automation_bucket WHERE count < 1").fetchone() is not None
+
+    EventsWorker.drain_all(timeout=30)  # What speaks to another server.
+    with serve_prefect(tmp_path) as before, temporary_settings({PREFECT_API_URL: before.url}):
+        with get_client(sync_client=True) as client:
+            client.create_automation(_dead_runs())
+        make_run(before, str(analyze_videos.to_deployment("analyze-videos", tags=["videos"]).apply()), "RUNNING")
+        eventually(waits, "the automation to wait for the run's next heartbeat")
+        EventsWorker.drain_all(timeout=30)
+    with serve_prefect(tmp_path, port=before.port) as again, temporary_settings({PREFECT_API_URL: again.url}):
+        assert waits()
+        eventually(reconciler.look, "the run to be found dead")
+        eventually(lambda: not waits(), "the automation to hear of it")
 
 
 def test_the_example_tells_of_failures(deployment, on_server):

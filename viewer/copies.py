@@ -42,8 +42,8 @@ class Copy:
             return 1.0
         try:
             return min((self.part.stat().st_size if self.part else 0) / max(self.size_bytes, 1), 1.0)
-        except FileNotFoundError:  # It has its name by now.
-            return 1.0
+        except FileNotFoundError:  # Not begun, or it has its name by now.
+            return 1.0 if self.path.exists() else 0.0
 
     def wait(self) -> Path:
         """The whole file.

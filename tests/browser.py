@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from prefect_server import end, eventually
+
+logger = logging.getLogger(__name__)
 
 FERFLOW = Path(sys.executable).with_name("ferflow")
 PATIENCE_MS = 60_000
@@ -82,9 +85,12 @@ def page(browser: Browser) -> Iterator[Page]:
 
 @contextlib.contextmanager
 def opened(browser: Browser, *, width: int = 1440, height: int = 1000) -> Iterator[Page]:
-    """A window that remembers nothing of others."""
+    """A window that remembers nothing of others; of a failed test what the browser said is among what is printed."""
     context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
     context.set_default_timeout(PATIENCE_MS)
+    context.on("console", lambda message: logger.warning("%s: %s", message.type, message.text))
+    context.on("weberror", lambda error: logger.warning("%s", error.error))
+    context.on("requestfailed", lambda request: logger.warning("%s: %s", request.url, request.failure))
     try:
         yield context.new_page()
     finally:

@@ -4,7 +4,7 @@ python -m benchmarks.moments VIDEO [--minutes 60] [--keep FOLDER]
 
 The clip's pictures are encoded as an annotated video is, repeated, and given one face a frame. Aims: a frame in well
 under half a second wherever it lies, and no memory that grows with the size of the file. In Chromium it is the time
-from a key on the slider to the new picture; for 200 ms of that Streamlit waits for a further key.
+from a key on the slider to the new picture.
 """
 
 import argparse

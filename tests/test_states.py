@@ -109,4 +109,4 @@ def test_a_page_without_its_bucket_fits_its_screen_and_can_be_read(s3_server, bu
         for path in ("videos", f"video?video={IDS['nobody']}"):
             seen = tmp_path / path[:6]
             seen.mkdir()
-            assert looked_at(browser, f"{viewer.url}/{path}", "cannot be read.", seen) == [], path
+            assert looked_at(browser, f"{viewer.url}/{path}", "cannot be read. s3://", seen) == [], path

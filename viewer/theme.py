@@ -126,8 +126,9 @@ def problem(text: str) -> None:
 
 
 def capitalised(text: str) -> str:
-    """With a capital letter, but for a file's name at the beginning."""
-    return text if "." in text.partition(" ")[0] else text[:1].upper() + text[1:]
+    """With a capital letter, but for a file's name or address at the beginning."""
+    first = text.partition(" ")[0]
+    return text if "." in first or "://" in first else text[:1].upper() + text[1:]
 
 
 def unreadable(what: str, error: BaseException) -> bool:

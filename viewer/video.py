@@ -234,7 +234,7 @@ def _show_player(summary: VideoSummary, found: _Found) -> None:
 def _show_arriving(summary: VideoSummary, annotated: Copy) -> None:
     """How much of the annotated video is here; then the whole page, with it."""
     if annotated.error is not None:
-        if theme.unreadable("The annotated video", _why(annotated.error)):
+        if theme.unreadable("The annotated video", annotated.error):
             st.rerun()
         return
     if annotated.arrived.done():

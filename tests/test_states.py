@@ -46,13 +46,9 @@ def viewer(tmp_path_factory):
     teller = Teller(results, IDS["long"], f"/inbox/{LONG}.mp4", stages=("faces", "drawing"))
     teller._began_at = teller._told_at = time.time() - 60
     teller.tell("faces", 1000, 4000)
-    with contextlib.closing(_Ending(teller)), serve_viewer(folder) as started:
-        yield started
-
-
-class _Ending:
-    def __init__(self, teller: Teller) -> None:
-        self.close = teller.end
+    with contextlib.ExitStack() as ended:
+        ended.callback(teller.end)
+        yield ended.enter_context(serve_viewer(folder))
 
 
 def looked_at(browser, url, said, tmp_path):

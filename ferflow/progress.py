@@ -99,11 +99,14 @@ def find_progress(results: Results, video_id: str) -> AtWork | None:
 
 
 def list_progress(results: Results) -> list[AtWork]:
-    """Every video that somebody is at work on, the one that was begun first at the beginning."""
-    try:
+    """Every video that somebody is at work on, the one that was begun first at the beginning.
+
+    Raises:
+        OSError: the results are there, and cannot be read.
+    """
+    found = []
+    with contextlib.suppress(FileNotFoundError):
         found = [_read(path) for path in _folder(results).iterdir() if path.suffix == ".json"]
-    except OSError:
-        return []
     return sorted((state for state in found if state is not None), key=lambda state: state.began_at)
 
 

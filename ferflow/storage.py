@@ -187,6 +187,23 @@ def reach(path: Path) -> Literal["folder", "file"] | None:
         ) from error
 
 
+def what_is_wrong(place: Path, error: Exception) -> Exception:
+    """What is wrong with a bucket that could not be read, where that can be told: a store's own words are few.
+
+    Args:
+        place: what could not be read, or the bucket's prefix that it lies in.
+        error: what was raised.
+
+    Returns:
+        A ConfigError that says what to do; for a folder, and for a bucket that can be used, the same error.
+    """
+    try:
+        reach(place)
+    except ConfigError as reason:
+        return reason
+    return error
+
+
 def stat_file(path: Path) -> StoredFile:
     """Look at one file without reading it.
 

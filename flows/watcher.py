@@ -18,7 +18,7 @@ from ferflow.errors import ConfigError, FerflowError, StoppedError
 from ferflow.inbox import Inbox
 from ferflow.rows import KnownSource
 from ferflow.sources import KnownSources, is_listed, list_videos, open_results
-from ferflow.storage import StoredFile, absolute, content_id, is_local, place, reach, stat_file, utf8
+from ferflow.storage import StoredFile, absolute, content_id, is_local, place, stat_file, utf8, what_is_wrong
 from ferflow.watch_settings import WatchSettings
 from flows.folder_events import FolderEvents
 from models.warm import version_in_use
@@ -452,8 +452,7 @@ def _look(path: Path) -> StoredFile | None:
 
 def _why(source: Path, error: Exception) -> str:
     """A sentence on a place that cannot be read."""
-    try:
-        reach(source)
-    except ConfigError as reason:
-        return f"{reason} It is tried again."
-    return f"{source}: this cannot be read ({getattr(error, 'strerror', None) or error}); it is tried again."
+    wrong = what_is_wrong(source, error)
+    if isinstance(wrong, ConfigError):
+        return f"{wrong} It is tried again."
+    return f"{source}: this cannot be read ({getattr(wrong, 'strerror', None) or wrong}); it is tried again."

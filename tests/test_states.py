@@ -102,7 +102,7 @@ def test_an_empty_folder_fits_its_screen_and_can_be_read(tmp_path, browser, path
 def test_a_page_without_its_bucket_fits_its_screen_and_can_be_read(s3_server, bucket, browser, tmp_path):
     wrong_key = {"AWS_SECRET_ACCESS_KEY": "not the right one", "FERFLOW_CACHE": str(tmp_path / "cache")}
     with serve_viewer(tmp_path, "--results", str(bucket / "results"), **wrong_key) as viewer:
-        for path in ("videos", f"video?video={IDS['nobody']}"):
-            seen = tmp_path / path[:6]
+        for path in ("", "videos", f"video?video={IDS['nobody']}"):
+            seen = tmp_path / f"seen {path[:6]}"
             seen.mkdir()
             assert looked_at(browser, f"{viewer.url}/{path}", "cannot be read. s3://", seen) == [], path

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -15,7 +15,7 @@ from ferflow.errors import FerflowError, VideoError
 from ferflow.merged_rows import find_video
 from ferflow.progress import AtWork, find_progress, list_progress
 from ferflow.records import VideoSummary
-from ferflow.storage import is_local, place
+from ferflow.storage import is_local, place, what_is_wrong
 from viewer import theme, video
 from viewer.settings import results, watching
 from viewer.uploads import SUFFIXES, safe_name, take_upload
@@ -95,11 +95,10 @@ def _show_dropped() -> None:
         # page is opened, and they are merged only a day later.
         summaries = _find(lambda video_id: results().rows("videos", video_id).exists())
     except (FerflowError, OSError) as error:
-        theme.unreadable("The results", error)
+        theme.unreadable("The results", what_is_wrong(results().root, error))
+        _show_each([file for file in dropped if file.refusal], {})
         return
-    for file in dropped:
-        with theme.card():
-            _show_one(file, summaries.get(file.video_id) if file.video_id else None)
+    _show_each(dropped, summaries)
     if others:
         st.subheader("At work now")
         for state in others:
@@ -119,6 +118,12 @@ def _find(is_there: Callable[[str], bool]) -> dict[str, VideoSummary]:
             found = find_video(results(), file.video_id)
             summaries |= {} if found is None else {file.video_id: found}
     return summaries
+
+
+def _show_each(dropped: Sequence[_Dropped], summaries: Mapping[str, VideoSummary]) -> None:
+    for file in dropped:
+        with theme.card():
+            _show_one(file, summaries.get(file.video_id) if file.video_id else None)
 
 
 def _show_one(file: _Dropped, summary: VideoSummary | None) -> None:

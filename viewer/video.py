@@ -9,11 +9,11 @@ import numpy as np
 import streamlit as st
 
 from ferflow.emotions import EMOTIONS
-from ferflow.errors import ConfigError, FerflowError, VideoError
+from ferflow.errors import FerflowError, VideoError
 from ferflow.frames import read_frame_times
 from ferflow.merged_rows import find_faces, find_rows, find_video
 from ferflow.records import FaceColumns, Segment, VideoSummary
-from ferflow.storage import is_video_id, reach
+from ferflow.storage import is_video_id, what_is_wrong
 from ferflow.summary import emotion_of_rows
 from viewer import files, theme
 from viewer.copies import Copy
@@ -82,18 +82,9 @@ def show() -> None:
             found = _with_video(_find(video_id, summary.processed_at), summary)
     except (FerflowError, OSError) as error:
         theme.title("This video cannot be shown", "")
-        theme.unreadable("Its result", _why(error))
+        theme.unreadable("Its result", what_is_wrong(results().root, error))
         return
     _show(summary, found)
-
-
-def _why(error: BaseException) -> BaseException:
-    """What is wrong with a bucket, where that can be told; a store's own words are few."""
-    try:
-        reach(results().root)
-    except ConfigError as reason:
-        return reason
-    return error
 
 
 def link(video_id: str, label: str, icon: str | None = None) -> None:

@@ -37,13 +37,13 @@ def _show_library() -> None:
     try:
         library = _library()
         library.refresh()
+        at_work = list_progress(results())
     except FileNotFoundError:
         _show_nothing_yet()
         return
     except (ConfigError, OSError) as error:
         theme.unreadable("The results", error)
         return
-    at_work = list_progress(results())
     everything = library.totals(Choice())
     if library.damaged:
         _show_damage(library)

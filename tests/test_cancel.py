@@ -17,6 +17,7 @@ from prefect_server import SECONDS_TO_STOP, Server, end, eventually
 from ferflow.config import Settings
 from ferflow.errors import ConfigError, StoppedError
 from flows.analyze_videos import AUTOMATIC, analyze_as_deployed, analyze_on_server
+from flows.watch_inbox import watch_inbox
 
 ROOT = Path(__file__).parents[1]
 
@@ -116,6 +117,25 @@ def test_a_run_of_this_process_is_cancelled(on_server, inbox, tmp_path):
     eventually(
         lambda: on_server.task_runs(run_id)["analyze: b long.mp4"]["state_type"] == "CANCELLED", "the task's state"
     )
+
+
+def test_a_look_into_the_inbox_ends_as_cancelled_when_its_run_is(on_server, inbox, tmp_path):
+    run_ids: list[str] = []
+
+    def press_when_at_work() -> None:
+        eventually(lambda: len([*tmp_path.glob("videos/*.parquet")]) == 2 and is_at_work(tmp_path), "the long video")
+        run_ids.append(on_server.last_run()["id"])
+        press_cancel(on_server, run_ids[0])
+
+    thread = threading.Thread(target=press_when_at_work)
+    thread.start()
+    look = watch_inbox([str(inbox)], str(tmp_path), workers=1, return_state=True)
+    thread.join()
+    said = "1 analysed, 0 already done, 0 failed. Cancelled: 1 not done. Start it again, and it goes on from here."
+    assert (look.type, look.message) == ("CANCELLED", said)
+    run = state(on_server, run_ids[0])
+    assert (run["type"], run["message"]) == ("CANCELLED", said)
+    assert_nothing_is_half_written(tmp_path)
 
 
 def test_a_run_of_the_serving_process_is_cancelled(serving, inbox, tmp_path):

@@ -10,7 +10,7 @@ import time
 import pytest
 from browser import faint_texts, opened, serve_viewer
 from made_results import add_failure, add_video
-from playwright.sync_api import TimeoutError, expect
+from playwright.sync_api import expect
 
 from ferflow.progress import Teller
 from ferflow.rows import write_segments
@@ -57,11 +57,6 @@ def looked_at(browser, url, said, tmp_path):
     for width, height in WIDTHS.items():
         with opened(browser, width=width, height=height) as page:
             page.goto(url)
-            try:
-                page.get_by_text(said).first.wait_for()
-            except TimeoutError:
-                # On a machine busy with other work some pages stayed blank; who meets that loads them again.
-                page.reload()
             expect(page.get_by_text(said).first).to_be_visible()
             page.wait_for_timeout(1000)
             page.screenshot(path=tmp_path / f"{width}.png")

@@ -545,6 +545,7 @@ def rewrite_video(
     max_short_side_px: int | None = 1080,
     parts: Path | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    decoded: Callable[[tuple[int, int]], Generator[Frame] | None] = lambda _: None,
 ) -> None:
     """Draw on every frame of a video and write it as MP4 that browsers play, sound and frame times kept.
 
@@ -558,6 +559,7 @@ def rewrite_video(
         max_short_side_px: scale down what is larger, 1080 meaning 1920 x 1080 or 1080 x 1920; None keeps the size.
         parts: folder for the unfinished file, on the target's disk; None for one beside the target.
         limits: what the source may claim.
+        decoded: gives its frames of a width and height, if they are there from an earlier reading.
 
     Raises:
         VideoError: the source cannot be read, or MP4 cannot hold what is in it.
@@ -571,7 +573,7 @@ def rewrite_video(
         size_wh = _written_size(reader.width, reader.height, max_short_side_px)
         with (
             # Closed before the reader is, in which its thread may be at work.
-            contextlib.closing(_read_ahead(reader.frames(size_wh=size_wh))) as frames,
+            contextlib.closing(decoded(size_wh) or _read_ahead(reader.frames(size_wh=size_wh))) as frames,
             av.open(part, "w", format="mp4", options={"movflags": "+faststart"}) as output,
         ):
             pictures = _encoded(

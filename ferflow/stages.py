@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ferflow.emotions import EMOTIONS, EmotionClassifier, classify_in_batches
 from ferflow.errors import VideoError
 from ferflow.faces import FaceDetector, crop_gray, face_window
 from ferflow.frames import PIECE_SECONDS, VideoReader, find_cuts, rewrite_video
+from ferflow.kept_frames import keeping, take
 from ferflow.looks import find_faces
 from ferflow.overlay import draw_frame
 from ferflow.pieces import PieceFaces, Pieces, piece_faces, read_piece, stitch, write_piece
@@ -94,6 +96,8 @@ def analyze_video(
             )
 
         frames = reader.frames(max_fps=settings.max_fps or None, cuts=cuts)
+        if settings.annotate and not settings.max_fps:
+            frames = keeping(frames, video_id=video_id, expected=reader.frames_expected)
         if progress is not None:
             frames = _counted(frames, progress, reader.frames_expected)
         write_faces(path, _scored(frames, detector, classifier, cuts), describe, parts=results.parts)
@@ -265,6 +269,7 @@ def annotate_video(
             max_short_side_px=settings.annotated_short_side_px or None,
             parts=results.parts,
             limits=settings.limits,
+            decoded=partial(take, analysis.video_id),
         )
     return path
 

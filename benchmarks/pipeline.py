@@ -88,7 +88,8 @@ def compare_memory(video: Path, minutes: list[float]) -> None:
 def print_stages(video: Path) -> None:
     """CPU milliseconds a frame by stage, in this process, models warm; detector and codecs have threads of their own,
     so a stage is the difference between runs with and without it."""
-    classifier, settings = warm_classifier("default"), Settings()
+    # As of a long video: of a clip that is to be annotated the frames are kept, and nothing is decoded again.
+    classifier, settings = warm_classifier("default"), Settings(annotate=False)
     classifying = 0.0
 
     class TimedClassifier:

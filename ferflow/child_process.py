@@ -33,11 +33,14 @@ from ferflow.config import Settings
 from ferflow.errors import FerflowError, ModelError, SourceError, VideoError
 
 Progress = Callable[[int, int | None], None]
-"""Called after every frame with the number of frames done and, if it is known, of all frames."""
+"""Called after every frame with the number of frames done and, if it is known, of all frames; by `call_apart` after the
+first, after the last and some twenty times a second between."""
 
 _T = TypeVar("_T")
 
 _LOOK_SECONDS = 0.2
+_STEP_SECONDS = 0.05
+# To tell of each frame would take a tenth of all that a clip costs.
 # So long after somebody stops a run, what computes is ended, even in the middle of a frame.
 _GRACE_SECONDS = 5.0
 _LEAST_BUSY_SHARE = 0.1
@@ -89,8 +92,8 @@ def call_apart(work: Callable[..., _T], *, video: Path, settings: Settings, prog
         work: a function of a module, which is imported there, or a `functools.partial` of one.
         video: the file that it is about, as messages name it.
         settings: how much memory and time it may take.
-        progress: told, here, of every step that the function tells, and a few times a second of the last one again:
-            what it raises ends the child and the call.
+        progress: told, here, of the first and the last step that the function tells, of some between, and a few times
+            a second of the last one again: what it raises ends the child and the call.
 
     Raises:
         VideoError: the child crashed, also a second time, or took more memory or time than the settings allow.
@@ -353,15 +356,32 @@ class _WithoutPandas:
 def _answer(request: _Request) -> _Done | _Failed:
     _limit_memory(request.memory_bytes)
     logging.getLogger().setLevel(request.log_level)
+    steps = _Steps()
     try:
-        return _Done(request.work(progress=_tell))
+        return _Done(request.work(progress=steps.tell))
     except BaseException as error:
         return _Failed(_sendable(error))
+    finally:
+        steps.tell_last()
 
 
-def _tell(done: int, expected: int | None) -> None:
-    assert _parent is not None
-    _parent(_Step(done, expected))
+class _Steps:
+    """Tells the parent of the first step, of the last, and of some between."""
+
+    def __init__(self) -> None:
+        self._told_at = -_STEP_SECONDS
+        self._untold: _Step | None = None
+
+    def tell(self, done: int, expected: int | None) -> None:
+        self._untold = _Step(done, expected)
+        if time.monotonic() - self._told_at >= _STEP_SECONDS:
+            self.tell_last()
+
+    def tell_last(self) -> None:
+        assert _parent is not None
+        if self._untold is not None:
+            _parent(self._untold)
+            self._told_at, self._untold = time.monotonic(), None
 
 
 def _limit_memory(most_bytes: int) -> None:

@@ -286,6 +286,11 @@ def part_file(target: Path, *, folder: Path | None = None) -> Iterator[Path]:
 
             with outside_limits():
                 bucket.fs.put_file(str(part), bucket.path)
+    except OSError as error:
+        if type(error) is OSError and error.errno is not None:
+            # PyArrow wraps what the system says in words of its own.
+            raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -1,6 +1,7 @@
 """Tables: what is written is what pandas, DuckDB and Polars read."""
 
 import dataclasses
+import errno
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ferflow.emotions import EMOTIONS
 from ferflow.records import Analysis, Box, Face, FaceRow, Segment, VideoInfo, VideoSummary
 from ferflow.rows import TABLES, read_faces, read_video, write_faces, write_segments, write_video
 from ferflow.sources import open_results
-from ferflow.storage import Results
+from ferflow.storage import Results, part_file
 
 INFO = VideoInfo(
     width=640, height=360, frame_count=3, duration_seconds=0.3, fps=10.0, has_audio=True, warning="ends early."
@@ -153,3 +154,21 @@ def test_an_analysis_that_breaks_off_leaves_no_rows(results):
         write_faces(results.rows("faces", "c" * 16), rows(), lambda: ANALYSIS, parts=results.parts)
     assert pd.read_parquet(results.table("faces")).empty
     assert not list(results.parts.glob("*/.*.part"))
+
+
+def test_a_full_disk_is_told_in_the_system_s_words(tmp_path):
+    """Seen to fail: "Error writing bytes to file. Detail: [errno 28] No space left on device"."""
+    target = tmp_path / "faces.parquet"
+
+    def write() -> None:
+        with part_file(target) as part:
+            part.symlink_to("/dev/full")
+            pd.DataFrame({"a": [1]}).to_parquet(part)
+
+    with pytest.raises(OSError, match="No space left on device") as told:
+        write()
+    assert (told.value.errno, told.value.strerror, told.value.filename) == (
+        errno.ENOSPC,
+        "No space left on device",
+        str(target),
+    )

@@ -27,6 +27,7 @@ from ferflow.looks import find_faces
 from ferflow.records import Frame
 from ferflow.sources import open_results
 from ferflow.stages import analyze_video, annotate_video, summarize_video
+from ferflow.storage import content_id
 from models.warm import face_finder, warm_classifier
 
 
@@ -117,13 +118,14 @@ def print_stages(video: Path) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         results = open_results(Path(folder))
-        faces = results.rows("faces", "0")
+        video_id = content_id(video)
+        faces = results.rows("faces", video_id)
         frame_count = detect()
         decoding = cpu(decode)
         detecting = cpu(detect) - decoding
         analysis = cpu(
             lambda: analyze_video(
-                video, results, video_id="0", detector=face_finder, classifier=TimedClassifier(), settings=settings
+                video, results, video_id=video_id, detector=face_finder, classifier=TimedClassifier(), settings=settings
             )
         )
         annotation = cpu(lambda: annotate_video(video, faces, results, settings=settings))

@@ -108,7 +108,7 @@ def call_apart(work: Callable[..., _T], *, video: Path, settings: Settings, prog
     )
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            with _child(is_new=attempt > 1) as child:
+            with _child(video, is_new=attempt > 1) as child:
                 answer = _converse(child, request, video, settings, progress)
         except _Died as died:
             if attempt == _ATTEMPTS:
@@ -176,6 +176,8 @@ class _Child:
         )
         theirs.close()
         watched.close()
+        self.video: Path | None = None
+        """What it was asked about last; frames of it may be kept there (`ferflow.kept_frames`)."""
 
     def end(self, grace_seconds: float = 0.0) -> int:
         """End the process, which may still tidy up; gives its exit status, negative for a signal."""
@@ -226,11 +228,15 @@ _lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def _child(*, is_new: bool) -> Iterator[_Child]:
-    """A child for one request; one that did not come to a good end is not used again."""
+def _child(video: Path, *, is_new: bool) -> Iterator[_Child]:
+    """A child for one request, the one that knows the video if it is idle; after a bad end it is not used again."""
     with _lock:
-        child = None if is_new or not _idle else _idle.pop()
+        known = (child for child in _idle if child.video == video)
+        child = None if is_new or not _idle else next(known, _idle[-1])
+        if child is not None:
+            _idle.remove(child)
     child = child or _Child()
+    child.video = video
     try:
         yield child
     except BaseException:

@@ -676,7 +676,9 @@ def _encoded(
         for frame in frames:
             # FFmpeg's own conversion takes six to ten times as long, 9 ms a frame of 1080p.
             planes: np.ndarray = cv2.cvtColor(frame.image_rgb, cv2.COLOR_RGB2YUV_I420)
-            picture = VideoFrame.from_ndarray(planes, format="yuv420p")
+            # Without a copy, but for heights that PyAV takes for others: it reckons them in steps of four lines.
+            wrap = VideoFrame.from_numpy_buffer if frame.image_rgb.shape[0] % 4 == 0 else VideoFrame.from_ndarray
+            picture = wrap(planes, format="yuv420p")
             picture.time_base = encoder.time_base
             picture.pts = round(frame.pts / encoder.time_base)
             durations[picture.pts] = round(frame.duration / encoder.time_base)

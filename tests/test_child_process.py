@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,6 +118,28 @@ def test_threads_have_a_child_each():
     for thread in threads:
         thread.join()
     assert len(child_process._idle) >= 3
+
+
+def test_a_video_is_given_to_the_child_that_knows_it():
+    videos = [Path("a.mp4"), Path("b.mp4")]
+    together = threading.Barrier(2, timeout=60)
+
+    def meet(done: int, expected: int | None) -> None:
+        if done == 1:
+            together.wait()
+
+    def ask(work: Callable[..., int], video: Path, **options: Any) -> int:
+        return call_apart(work, video=video, settings=Settings(), **options)
+
+    work = partial(count, 1)
+    at_once = [threading.Thread(target=ask, args=(work, video), kwargs={"progress": meet}) for video in videos]
+    for thread in at_once:
+        thread.start()
+    for thread in at_once:
+        thread.join()
+    first, second = (ask(who, video) for video in videos)
+    assert first != second
+    assert [ask(who, video) for video in reversed(videos)] == [second, first]
 
 
 def test_the_first_and_the_last_step_are_heard_and_some_between_in_order():

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ferflow.storage import Results, is_local, part_file
+from ferflow.storage import Results, is_local, list_files, part_file
 
 _EVERY_SECONDS = 1.0
 # A file is exchanged in 0.1 ms. The first time comes after that, so that of short clips nothing is told.
@@ -102,11 +102,9 @@ def list_progress(results: Results) -> list[AtWork]:
     """Every video that somebody is at work on, the one that was begun first at the beginning.
 
     Raises:
-        OSError: the results are there, and cannot be read.
+        OSError: the results' bucket cannot be read.
     """
-    found = []
-    with contextlib.suppress(FileNotFoundError):
-        found = [_read(path) for path in _folder(results).iterdir() if path.suffix == ".json"]
+    found = [_read(file.path) for file in list_files(_folder(results)) if file.path.suffix == ".json"]
     return sorted((state for state in found if state is not None), key=lambda state: state.began_at)
 
 

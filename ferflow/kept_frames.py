@@ -10,26 +10,24 @@ from collections.abc import Generator, Iterable, Iterator
 
 from ferflow.records import Frame
 
-_MOST_BYTES = 200_000_000
-# 10 seconds of 640 x 360, or 2 of 1280 x 720; a clip of 2 to 5 seconds takes 40 to 100 MB. Of longer ones none is kept.
-
 _thread = threading.local()
 
 
-def keeping(frames: Iterable[Frame], *, video_id: str, expected: int | None) -> Iterator[Frame]:
-    """The same frames, of which this thread keeps all if they are few, until `take` or another video's.
+def keeping(frames: Iterable[Frame], *, video_id: str, expected: int | None, most_bytes: float) -> Iterator[Frame]:
+    """The same frames, of which this thread keeps all or, if they are too many, none, until `take` or another video's.
 
     Args:
         frames: all frames of a video, which nobody changes.
         video_id: hash of its bytes.
         expected: how many there probably are; None if nothing tells, and then none is kept.
+        most_bytes: what they may take.
     """
     _thread.kept = None
     kept: deque[Frame] = deque()
     size_bytes = 0
     for frame in frames:
         size_bytes += frame.image_rgb.nbytes
-        if expected is not None and max(size_bytes, frame.image_rgb.nbytes * expected) <= _MOST_BYTES:
+        if expected is not None and max(size_bytes, frame.image_rgb.nbytes * expected) <= most_bytes:
             kept.append(frame)
         else:
             kept.clear()

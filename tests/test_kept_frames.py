@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from ferflow import kept_frames
 from ferflow.config import Settings
 from ferflow.frames import VideoReader
 from ferflow.kept_frames import keeping, take
@@ -17,6 +16,7 @@ from ferflow.storage import content_id
 from models.warm import face_finder, warm_classifier
 
 SIZE_WH = (8, 6)
+FIVE_BYTES = 5 * 8 * 6 * 3
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def frames(count: int) -> Iterator[Frame]:
 
 
 def test_all_frames_are_there_once():
-    given = list(keeping(frames(5), video_id="a", expected=5))
+    given = list(keeping(frames(5), video_id="a", expected=5, most_bytes=FIVE_BYTES))
     taken = take("a", SIZE_WH)
     assert taken is not None
     assert [frame.index for frame in taken] == [frame.index for frame in given] == [0, 1, 2, 3, 4]
@@ -47,14 +47,14 @@ def test_all_frames_are_there_once():
         pytest.param(None, "a", SIZE_WH, id="of a length that nothing tells"),
     ],
 )
-def test_what_is_not_fit_or_too_much_is_not_there(expected, asked, size_wh, monkeypatch):
-    monkeypatch.setattr(kept_frames, "_MOST_BYTES", 5 * 8 * 6 * 3 - (expected == 1))
-    assert len(list(keeping(frames(5), video_id="a", expected=expected))) == 5
+def test_what_is_not_fit_or_too_much_is_not_there(expected, asked, size_wh):
+    most_bytes = FIVE_BYTES - (expected == 1)
+    assert len(list(keeping(frames(5), video_id="a", expected=expected, most_bytes=most_bytes))) == 5
     assert take(asked, size_wh) is None
 
 
 def test_of_a_video_that_was_not_read_to_its_end_nothing_is_there():
-    assert next(keeping(frames(5), video_id="a", expected=5)).index == 0
+    assert next(keeping(frames(5), video_id="a", expected=5, most_bytes=FIVE_BYTES)).index == 0
     assert take("a", SIZE_WH) is None
 
 

@@ -287,8 +287,8 @@ def part_file(target: Path, *, folder: Path | None = None) -> Iterator[Path]:
             with outside_limits():
                 bucket.fs.put_file(str(part), bucket.path)
     except OSError as error:
-        if type(error) is OSError and error.errno is not None:
-            # PyArrow wraps what the system says in words of its own.
+        if error.errno is not None and error.filename is None and error.strerror != os.strerror(error.errno):
+            # PyArrow wraps what the system says in words of its own. What else is met here keeps its own file's name.
             raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
         raise
     finally:

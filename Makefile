@@ -31,13 +31,13 @@ evaluate: .venv/.ready  ## measure every figure of the model card: make evaluate
 	@.venv/bin/python -m benchmarks.evaluate "$(DATA)" --videos "$(VIDEOS)" --model "$(MODEL)" $(if $(CARD),--write-card)
 
 bench: VIDEOS ?= ../shared/videos
-bench: .venv/.ready  ## measure what it costs, beside the fer package: make bench [QUICK=yes] [VIDEOS=folder] [ONLY="a b"]
+bench: .venv/.ready  ## measure what it costs, beside other packages: make bench [QUICK=yes] [VIDEOS=folder] [ONLY="a b"]
 	@.venv/bin/python -m benchmarks.speed "$(VIDEOS)" $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 test: .venv/.ready  ## run the tests
 	@.venv/bin/pytest --quiet -n 2 --dist loadfile
 
-faults: .venv/.ready  ## do to the pipeline what the world does, and count what was lost (25 minutes)
+faults: .venv/.ready  ## do to the pipeline what the world does, and count what was lost (17 to 25 minutes)
 	@FAULTS=all .venv/bin/pytest --quiet -m fault
 
 check: .venv/.ready  ## lint, format and types

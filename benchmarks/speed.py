@@ -1,7 +1,7 @@
-"""videos -> what ferflow costs: beside the `fer` package, beside a bare loop, and as the work grows
+"""videos -> what ferflow costs: beside other packages, beside a bare loop, and as the work grows
 
-Whole processes from start to files written, in alternation: ferflow with its defaults, the `fer` package 25.10.3 with
-its defaults (in an environment of its own, made once) and the bare loop of `benchmarks.pipeline`.
+Whole processes from start to files written, in alternation: ferflow with its defaults, the packages of
+`benchmarks.peers` with theirs and the bare loop of `benchmarks.pipeline`.
 
     python -m benchmarks.speed VIDEOS            # every table, some hours
     python -m benchmarks.speed VIDEOS --quick    # the same tables from short material, some minutes
@@ -12,7 +12,6 @@ import argparse
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,11 +26,11 @@ import av
 import cv2
 import numpy as np
 
-from benchmarks.measure import Usage, cpu_seconds_of, run, run_python
+from benchmarks.measure import Usage, cpu_seconds_of, run_python
+from benchmarks.peers import Peer, find_peers
 from benchmarks.pipeline import print_stages, repeat
 from ferflow.frames import VideoReader
 from flows.up_command import with_settings
-from models.wheels import cache_folder
 
 _FACES = (
     "justinshenk_fer_woman2.mp4",
@@ -46,7 +45,7 @@ _FACES = (
 """Of the folder of videos those that are cut into clips: one or two people each."""
 _COLD, _LONG_360P, _LONG_1080P = _FACES[0], _FACES[0], _FACES[2]
 _SHORT_SIDE_PX = 360
-_FER_PYTHON = "bin/python"
+_FLOOR, _OURS = "bare loop", "ferflow"
 _FLUSH_SECONDS = 10.0
 # After so long Prefect's server has written down what a run told it.
 
@@ -60,9 +59,9 @@ class Sizes:
     rounds: int
     cold_seconds: int
     clips: int
-    fer_clips: int
+    peer_clips: int
     long_minutes: tuple[float, float]
-    fer_minutes: float
+    peer_minutes: float
     clip_counts: tuple[int, ...]
     lengths_minutes: tuple[float, ...]
     face_counts: tuple[int, ...]
@@ -78,13 +77,13 @@ def main() -> None:
     parser.add_argument("videos", type=Path, help="the folder of videos")
     parser.add_argument("--quick", action="store_true", help="short material")
     parser.add_argument("--only", nargs="+", choices=sorted(_TABLES), default=sorted(_TABLES), help="which tables")
-    parser.add_argument("--without-fer", action="store_true", help="leave the fer package out")
+    parser.add_argument("--without-peers", action="store_true", help="leave the other packages out")
     args = parser.parse_args()
     if not args.videos.is_dir():
         parser.error(f"{args.videos}: there is no such folder.")
     sizes = _QUICK if args.quick else _WHOLE
     with tempfile.TemporaryDirectory(prefix="ferflow-bench-") as name:
-        bench = Bench(args.videos, Path(name), sizes, None if args.without_fer else _fer_environment())
+        bench = Bench(args.videos, Path(name), sizes, [] if args.without_peers else find_peers())
         for table in args.only:
             _TABLES[table](bench)
 
@@ -96,8 +95,8 @@ class Bench:
     videos: Path
     scratch: Path
     sizes: Sizes
-    fer: Path | None
-    """The environment of the fer package."""
+    peers: Sequence[Peer]
+    """The other packages."""
 
     def ours(self, files: Sequence[Path], *, prefect: bool = False) -> Usage:
         """`ferflow analyze` into an empty folder."""
@@ -109,53 +108,42 @@ class Bench:
         """The bare loop."""
         return run_python("-m", "benchmarks.pipeline", "--floor", *files)
 
-    def peer(self, files: Sequence[Path]) -> Usage | None:
-        """The fer package; None where it is left out."""
-        if self.fer is None:
-            return None
-        script = Path(__file__).with_name("fer_analyze.py")
-        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
-            return run([self.fer / _FER_PYTHON, script, folder, *files], cwd=Path(folder))
-
-    def all_three(self, title: str, files: Sequence[Path], *, rounds: int, peer_files: Sequence[Path] = ()) -> None:
-        """One line for each of the three, and the ratios; the peer may be given less, and counts by the frame."""
+    def compare(self, title: str, files: Sequence[Path], *, rounds: int, peer_files: Sequence[Path] = ()) -> None:
+        """A line for each, and the ratios; the other packages may be given less, and count by the frame."""
         frames, peer_frames = _frame_count(files), _frame_count(peer_files or files)
-        peers, floors, mine = [], [], []
+        usages: dict[str, list[Usage]] = {name: [] for name in (*(peer.name for peer in self.peers), _FLOOR, _OURS)}
         for _ in range(rounds):
-            peers += [usage for usage in [self.peer(peer_files or files)] if usage is not None]
-            floors.append(self.floor(files))
-            mine.append(self.ours(files))
+            for peer in self.peers:
+                with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+                    usages[peer.name].append(peer.analyze(peer_files or files, Path(folder)))
+            usages[_FLOOR].append(self.floor(files))
+            usages[_OURS].append(self.ours(files))
         print(f"\n{title}: {len(files)} video(s), {frames} frames")
         print(f"{'':12}{'CPU s':>9}{'wall s':>9}{'cores':>7}{'peak MB':>9}{'CPU ms a frame':>16}{'ferflow':>10}")
-        ours = _median(mine)
-        for name, usages, count in (
-            ("fer", peers, peer_frames),
-            ("bare loop", floors, frames),
-            ("ferflow", mine, frames),
-        ):
-            if usages:
-                usage = _median(usages)
-                times = (usage.cpu_seconds / count) / (ours.cpu_seconds / frames)
-                faster = (usage.wall_seconds / count) / (ours.wall_seconds / frames)
-                print(
-                    f"{name:12}{usage.cpu_seconds:9.1f}{usage.wall_seconds:9.1f}{usage.cores:7.2f}{usage.peak_mb:9.0f}"
-                    f"{1000 * usage.cpu_seconds / count:16.1f}"
-                    + ("" if usages is mine else f"   {times:.2f} times fewer CPU seconds, {faster:.2f} wall"),
-                    flush=True,
-                )
+        ours = _median(usages[_OURS])
+        for name, of_name in usages.items():
+            usage, count = _median(of_name), frames if name in (_FLOOR, _OURS) else peer_frames
+            times = (usage.cpu_seconds / count) / (ours.cpu_seconds / frames)
+            faster = (usage.wall_seconds / count) / (ours.wall_seconds / frames)
+            print(
+                f"{name:12}{usage.cpu_seconds:9.1f}{usage.wall_seconds:9.1f}{usage.cores:7.2f}{usage.peak_mb:9.0f}"
+                f"{1000 * usage.cpu_seconds / count:16.1f}"
+                + ("" if name == _OURS else f"   {times:.2f} times fewer CPU seconds, {faster:.2f} wall"),
+                flush=True,
+            )
 
 
 def cold(bench: Bench) -> None:
     """(a) One clip of 15 s from a cold start."""
     clip = bench.scratch / "cold.mp4"
     repeat(bench.videos / _COLD, clip, seconds=bench.sizes.cold_seconds)
-    bench.all_three("(a) one clip, cold start", [clip], rounds=bench.sizes.rounds)
+    bench.compare("(a) one clip, cold start", [clip], rounds=bench.sizes.rounds)
 
 
 def many(bench: Bench) -> None:
     """(b) Many short clips in one run."""
     clips = _clips(bench, bench.sizes.clips)
-    bench.all_three("(b) short clips in one run", clips, rounds=1, peer_files=clips[: bench.sizes.fer_clips])
+    bench.compare("(b) short clips in one run", clips, rounds=1, peer_files=clips[: bench.sizes.peer_clips])
 
 
 def long(bench: Bench) -> None:
@@ -163,8 +151,8 @@ def long(bench: Bench) -> None:
     for name, minutes in zip((_LONG_360P, _LONG_1080P), bench.sizes.long_minutes, strict=True):
         whole, part = bench.scratch / f"long_{name}", bench.scratch / f"part_{name}"
         repeat(bench.videos / name, whole, seconds=minutes * 60)
-        repeat(bench.videos / name, part, seconds=min(bench.sizes.fer_minutes, minutes) * 60)
-        bench.all_three(f"(c) {minutes:g} minutes of {name}", [whole], rounds=1, peer_files=[part])
+        repeat(bench.videos / name, part, seconds=min(bench.sizes.peer_minutes, minutes) * 60)
+        bench.compare(f"(c) {minutes:g} minutes of {name}", [whole], rounds=1, peer_files=[part])
         print_stages(bench.videos / name)
 
 
@@ -293,31 +281,6 @@ def _median(usages: Sequence[Usage]) -> Usage:
         statistics.median(usage.wall_seconds for usage in usages),
         max(usage.peak_mb for usage in usages),
     )
-
-
-def _fer_environment() -> Path:
-    """The fer package in an environment of its own: it cannot be installed beside ferflow."""
-    folder = cache_folder() / "fer-environment"
-    requirements = Path(__file__).with_name("fer_requirements.txt")
-    mark = folder / "requirements.txt"
-    if not mark.exists() or mark.read_bytes() != requirements.read_bytes():
-        print("Making an environment for the fer package (1 GB, once) ...", flush=True)
-        # Not in the project's folder, whose settings of uv are not meant for it.
-        subprocess.run(["uv", "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True, cwd="/")
-        install = [
-            "uv",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-config",
-            "--no-deps",
-            "--compile-bytecode",
-            "--python",
-            folder / _FER_PYTHON,
-        ]
-        subprocess.run([*install, "--requirement", requirements], check=True, cwd="/")
-        shutil.copy(requirements, mark)
-    return folder
 
 
 if __name__ == "__main__":

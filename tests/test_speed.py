@@ -1,4 +1,4 @@
-"""`make bench QUICK=yes` prints every table from short material, but for the `fer` package's lines."""
+"""`make bench QUICK=yes` prints every table from short material, but for the other packages' lines."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ MOST_TIMES_THE_BARE_LOOP = 3.0
 @pytest.fixture(scope="module")
 def printed(shared) -> str:
     """What the benchmark says."""
-    command = [sys.executable, "-m", "benchmarks.speed", shared / "videos", "--quick", "--without-fer"]
+    command = [sys.executable, "-m", "benchmarks.speed", shared / "videos", "--quick", "--without-peers"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1800)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout

@@ -103,7 +103,8 @@ def offers(folder: str, watching: WatchSettings) -> tuple[Offer, ...]:
             name="compact-results",
             flow="flows.compact_results:compact_results",
             description="Merges the many small table files of past days into a few big ones, so that queries stay "
-            "fast. Nothing is lost or doubled, and it may run at any time. Runs every night by itself.",
+            "fast. Nothing is lost or doubled, and it may run at any time; only pandas may see rows of a bucket twice "
+            "for a second. Runs every night by itself.",
             tags=("results",),
             parameters={"results": watching.results},
             cron="30 3 * * *",

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import threading
 from pathlib import Path
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     find_server()
     from prefect.runner import Runner
 
+    from flows.automations import ship_automations
     from flows.deployments import keep_forms_current, offers, refresh_forms, registered
 
     runner = Runner(pause_on_shutdown=False, limit=_RUNS_AT_A_TIME)
@@ -53,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
                 offer.name,
             )
     refresh_forms()
+    with contextlib.suppress(Exception):  # A server that has none goes without; a watch ships them too.
+        ship_automations()
     threading.Thread(target=keep_forms_current, name="forms", daemon=True).start()
     asyncio.run(runner.start())
     return 0

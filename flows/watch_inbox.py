@@ -10,13 +10,15 @@ from pydantic import Field
 
 from ferflow.config import Settings
 from ferflow.errors import ConfigError, FerflowError, StoppedError
-from ferflow.storage import StoredFile, place
+from ferflow.storage import StoredFile, place, printable
 from ferflow.watch_settings import load_watch_settings
 from flows.server import failed
 from flows.watch_runs import DeploymentRuns, Subflows
 from flows.watcher import Fate, Watcher
 
 _DEFAULTS = load_watch_settings(None)
+_NAMED = 10
+# Failed videos that the end of a look names.
 
 
 def _name_run() -> str:
@@ -104,5 +106,9 @@ def _state(seen: list[StoredFile], fates: dict[str, Fate], said: list[str], depl
     broken = sum(fate == "failed" for fate in fates.values())
     rest = len(seen) - len(fates)
     message = f"{count}: {len(fates) - broken} done, {broken} failed{f', {rest} in another run' if rest else ''}."
+    if broken:
+        names = [printable(place(path).name) for path, fate in fates.items() if fate == "failed"]
+        more = f" and {broken - _NAMED} more" if broken > _NAMED else ""
+        message += f" Failed: {', '.join(names[:_NAMED])}{more}. The run of the analysis says why."
     name = f"Completed with {broken} failed video{'s' * (broken > 1)}" if broken else None
     return Completed(name=name, message=message)

@@ -128,16 +128,21 @@ def test_goals_are_met_missed_or_some_way_off() -> None:
     assert verdicts["labelled clips told right"] == "1 of 2 | at least 2 of 2 |  | **missed** by 1 of 2 |"
 
 
-def test_an_older_models_data_is_described_too() -> None:
+def test_a_models_data_is_described() -> None:
     data = {
         "sha256": "feed",
         "left_out_leaked": 3,
         "left_out_blank": 0,
+        "left_out_conflicting": 2,
+        "left_out_repeated": 1,
         "images": {"train": dict.fromkeys(EMOTIONS, 9)},
     }
     card = describe_model(dataclasses.replace(DESCRIPTION, data=data), None)
     assert "| train | 9 | 9 | 9 | 9 | 9 | 9 | 9 | 63 |" in card
-    assert "Left out of train: 3 whose photo is in validation or test too." in card
+    assert (
+        "Left out of train: 3 whose photo is in validation or test too, 2 whose label is contradicted, 1 that repeat "
+        "another." in card
+    )
 
 
 def test_every_table_of_the_card_is_whole() -> None:

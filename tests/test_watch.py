@@ -967,7 +967,8 @@ def test_the_flow_looks_once(on_server, clips, tmp_path):
     letter = tmp_path / "inbox" / "letter.mp4"
     letter.write_text("Dear all")
     os.utime(letter, (1, 1))
-    assert look() == ("Completed with 1 failed video", "4 new videos: 3 done, 1 failed.")
+    message = "4 new videos: 3 done, 1 failed. Failed: letter.mp4. The run of the analysis says why."
+    assert look() == ("Completed with 1 failed video", message)
     assert look() == ("Nothing new", "There is no new video that is whole.")
     looks = [run for run in runs_on(on_server) if run["name"] == "look into inbox"]
     assert len(looks) >= 4

@@ -138,12 +138,12 @@ def _identity(description: ModelDescription) -> str:
 
 def _data(description: ModelDescription) -> str:
     data = description.data
-    # Models older than the data report say the same in other words.
+    # Models of another age say the same in other words.
     images: Mapping[str, Mapping[str, int]] = data.get("images") or {
         name: split["used"] for name, split in data.get("splits", {}).items()
     }
     left_out: Mapping[str, int] = data.get("left_out") or {
-        reason: data.get(f"left_out_{reason}", 0) for reason in ("leaked", "blank")
+        reason: data.get(f"left_out_{reason}", 0) for reason in _LEFT_OUT
     }
     rows = [
         (name, *(f"{counts.get(emotion, 0):,}" for emotion in EMOTIONS), f"{sum(counts.values()):,}")

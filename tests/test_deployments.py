@@ -12,6 +12,7 @@ import yaml
 from prefect_server import Server, end, eventually
 
 from ferflow.watch_settings import load_watch_settings
+from flows.automations import DEAD_RUNS
 from flows.deployments import Offer, complete, offers
 
 ROOT = Path(__file__).parents[1]
@@ -165,8 +166,9 @@ def test_prefect_deploys_them_to_a_work_pool(server):
         )
 
 
-def test_what_is_deployed_to_a_work_pool_is_not_served_as_well(server, tmp_path):
-    """Seen to fail: it kept its pool, and its workers were sent to the inbox of the host that served it."""
+def test_what_is_deployed_to_a_work_pool_is_not_served_as_well_and_runs_are_looked_after(server, tmp_path):
+    """Seen to fail: it kept its pool, and its workers were sent to the inbox of the host that served it; and only where
+    a watch had run was there the automation that says of dead runs that they are dead."""
     before = deployed_to_pool(server)
     places = ["--inbox", str(tmp_path / "inbox"), "--results", str(tmp_path / "results")]
     with (tmp_path / "log").open("wb") as log:
@@ -181,6 +183,8 @@ def test_what_is_deployed_to_a_work_pool_is_not_served_as_well(server, tmp_path)
     try:
         said = "compact-results: this is deployed to a work pool"
         eventually(lambda: said in (tmp_path / "log").read_text(), "all to be told of")
+        automations = lambda: [automation["name"] for automation in server.ask("automations/filter")]  # noqa: E731
+        eventually(lambda: automations() == [DEAD_RUNS], "the automation")
         # It goes on: what is deleted is served by the next one.
         with pytest.raises(subprocess.TimeoutExpired):
             serving.wait(5)

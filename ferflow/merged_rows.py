@@ -390,16 +390,21 @@ def find_faces(results: Results, video_id: str) -> tuple[FaceColumns, Analysis] 
 def find_rows(results: Results, table: str, video_id: str) -> pa.Table | None:
     """A video's rows of a table with all its columns, wherever they stand; None if the table does not know it.
 
+    Columns that are none of the table's are left out: somebody else may have put anything there.
+
     Raises:
-        VideoError: a file is damaged.
+        VideoError: a file is damaged, or is a link.
     """
+
+    def columns(file: pq.ParquetFile) -> list[str]:
+        return [name for name in file.schema_arrow.names if name in TABLES[table].names]
 
     def read_small(path: Path) -> pa.Table:
         with open_table(path) as file:
-            return file.read()
+            return file.read(columns(file))
 
     def read_big(file: pq.ParquetFile, place: Place) -> pa.Table:
-        return _Rows(file, file.schema_arrow.names).read(place.first_row, place.row_count)
+        return _Rows(file, columns(file)).read(place.first_row, place.row_count)
 
     return _find(results, table, video_id, read_small, read_big)
 

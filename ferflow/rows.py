@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ferflow.emotions import EMOTIONS
-from ferflow.errors import DataError, VideoError
+from ferflow.errors import DataError, SourceError, VideoError
 from ferflow.records import Analysis, FaceColumns, FaceRow, Segment, VideoInfo, VideoSummary
 from ferflow.storage import checked_id, is_local, part_file
 
@@ -238,8 +238,18 @@ def _damage_told(path: Path) -> Iterator[None]:
 
 
 def open_table(path: Path, **options: Any) -> pq.ParquetFile:
-    """Open a Parquet file of a folder or a bucket."""
+    """Open a file of a table, in a folder or a bucket.
+
+    Raises:
+        SourceError: it is a link.
+    """
     if is_local(path):
+        # In a folder from a stranger it may lead to any table of this machine, and the viewer gives tables out.
+        if path.is_symlink():
+            raise SourceError(
+                f"{path}: this is a link, and a table is read from its own files alone; put the file itself in its "
+                "place, or remove the link and analyse its videos again."
+            )
         return pq.ParquetFile(path, **options)
     bucket: Any = path
     return pq.ParquetFile(bucket.path, filesystem=bucket.fs, **options)

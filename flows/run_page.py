@@ -46,8 +46,8 @@ _TOLD_EVERY_SHARE, _LONGEST_UNTOLD_SECONDS = 0.05, 30.0
 _NAMED_IN_STATE = 10
 _ROWS_IN_TABLE = 1000
 # A page that a browser shows at once; the videos table has them all.
-_PAGES_IN_RUN = 1000
-# Each is kept by the server, with its picture of some 20 KB.
+_PICTURES_IN_RUN = 1000
+# Each is kept by the server in its video's page: some 20 KB. A page without one takes 1 KB.
 _PAGES_IN_A_LOOK = 20
 # So that nobody who cancels waits for the pages.
 
@@ -245,11 +245,13 @@ class RunPage:
             self._pages |= {str(page.key): page.latest_id for page in there}
         for job, summary in outcomes:
             key = self._results.key(job.video_id)
-            if summary is not None and key not in self._pages and len(self._pages) < _PAGES_IN_RUN:
+            is_early = len(self._pages) < _PICTURES_IN_RUN
+            # Of very many that were done before, say by a run without a server, the pages would hold up this run's end.
+            if summary is not None and key not in self._pages and (is_early or job.earlier is None):
                 page = ArtifactCreate(
                     key=key,
                     type="markdown",
-                    data=describe_video(summary, self._results),
+                    data=describe_video(summary, self._results, has_picture=is_early),
                     description=job.name,
                     flow_run_id=self._run_id,
                 )

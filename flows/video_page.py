@@ -12,10 +12,10 @@ _PICTURE_QUALITY = 75
 # WebP of this size: 7 to 17 KB for the shared videos, and its words can be read. As PNG it takes 60 KB.
 
 
-def describe_video(summary: VideoSummary, results: Results) -> str:
-    """Tell what is known of a video, with its timeline in the page itself, so that it is seen from any machine."""
+def describe_video(summary: VideoSummary, results: Results, *, has_picture: bool) -> str:
+    """Tell what is known of a video; its timeline is put into the page itself, so that it is seen from any machine."""
     parts = [f"# {_plain(Path(summary.source).name)}", _sentence(summary)]
-    if picture := _timeline(summary, results):
+    if has_picture and (picture := _timeline(summary, results)):
         parts.append(f"![who showed what, and when](data:image/jpeg;base64,{picture})")
     rows = [f"| {name} | {value} |" for name, value in _facts(summary, results)]
     return "\n\n".join([*parts, "\n".join(["| | |", "|---|---|", *rows])]) + "\n"

@@ -161,6 +161,34 @@ def test_the_same_video_has_a_page_for_each_results_folder(batch, on_server, tmp
     assert str(run_url(first, "0123")).rpartition("/")[2] == batch.run["id"]
 
 
+def test_of_a_run_over_very_many_videos_each_has_a_page_and_the_first_ones_a_picture(
+    batch, on_server, tmp_path, monkeypatch
+):
+    """Seen to fail: of a run over more than a thousand videos the viewer found the first thousand only."""
+    monkeypatch.setenv("PREFECT_API_URL", on_server.url)
+    monkeypatch.setattr("flows.run_page._PICTURES_IN_RUN", 1)
+    results = Results(tmp_path / "results")
+    videos = [batch.inbox / name for name in ("interview_03.mp4", "talk.webm")]
+    analyze_videos([str(video) for video in videos], str(results.root), return_state=True)
+    run_id = on_server.last_run()["id"]
+    pages = {page["description"]: page["data"] for page in artifacts(on_server, run_id, "markdown")}
+    assert pages.keys() == {video.name for video in videos}
+    assert sum("data:image/jpeg" in page for page in pages.values()) == 1
+    assert all("| timeline picture | " in page for page in pages.values())
+    assert [str(run_url(results, content_id(video))).rpartition("/")[2] for video in videos] == [run_id] * 2
+
+
+def test_a_run_makes_few_pages_of_what_was_done_before_it(batch, on_server, tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.run_page._PICTURES_IN_RUN", 1)
+    results = open_results(tmp_path / "results")
+    videos = [batch.inbox / name for name in ("interview_03.mp4", "talk.webm")]
+    analyze_in_process(videos, results, settings=Settings(), force=False, workers=1, listener=Deaf())
+    analyze_videos([str(video) for video in videos], str(results.root), return_state=True)
+    run = on_server.last_run()
+    assert run["state"]["message"] == "0 analysed, 2 already done, 0 failed."
+    assert len(artifacts(on_server, run["id"], "markdown")) == 1
+
+
 def test_whatever_is_in_its_name_a_video_has_task_runs_and_a_page_of_that_name(batch, on_server, tmp_path):
     """Seen to fail: the server never heard of the task runs of a name that is no text, and of a broken video of such a
     name; control characters reached the terminals of whoever reads the logs."""

@@ -25,11 +25,13 @@ from playwright.sync_api import Page, expect
 from prefect_server import end, eventually
 from s3_server import in_trouble
 
+from ferflow.compaction import compact
 from ferflow.emotions import EMOTIONS
-from ferflow.merged_rows import find_video
+from ferflow.errors import SourceError
+from ferflow.merged_rows import find_rows, find_video, list_big
 from ferflow.progress import Teller
 from ferflow.records import Analysis, Box, Face, FaceRow, Segment
-from ferflow.rows import write_faces, write_segments
+from ferflow.rows import TABLES, write_faces, write_segments
 from ferflow.sample import make_sample_clip
 from ferflow.sources import open_results
 from ferflow.storage import Results, content_id
@@ -548,6 +550,58 @@ def test_what_a_row_from_a_stranger_names_is_no_page_of_this_address(viewer, nam
     finally:
         for table in ("videos", "faces", "segments"):
             results.rows(table, added.video_id).unlink()
+
+
+def private_rows(place: Path) -> Path:
+    """Somebody's own table, which is no part of any results."""
+    pq.write_table(pa.table({"name": ["Ada"], "salary": [4321]}), place / "private.parquet")
+    return place / "private.parquet"
+
+
+@pytest.mark.parametrize("name", ["faces.csv", "faces.parquet"])
+def test_a_table_that_is_a_link_out_of_the_results_gives_no_rows_away(viewer, tmp_path, name):
+    results = open_results(viewer.folder / "results")
+    added = add_video(results, "/x.mp4")
+    faces = results.rows("faces", added.video_id)
+    try:
+        with urllib.request.urlopen(f"{viewer.url}/results/{added.video_id}/{name}", timeout=60) as answer:
+            assert answer.read()
+        faces.unlink()
+        faces.symlink_to(private_rows(tmp_path))
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"{viewer.url}/results/{added.video_id}/{name}", timeout=60)
+    finally:
+        for table in TABLES:
+            results.rows(table, added.video_id).unlink()
+
+
+@pytest.mark.parametrize("table", list(TABLES))
+def test_no_table_is_read_by_a_link_merged_or_not(tmp_path, table):
+    results = open_results(tmp_path / "results")
+    add_video(results, "/w.mp4")  # One alone is not merged.
+    added = add_video(results, "/x.mp4")
+    for is_merged in (False, True):
+        if is_merged:
+            assert compact(results, older_than_days=0)
+        path = list_big(results.table(table))[0] if is_merged else results.rows(table, added.video_id)
+        elsewhere = path.rename(tmp_path / path.name)
+        path.symlink_to(elsewhere)
+        with pytest.raises(SourceError, match=f"{path.name}: this is a link"):
+            find_video(results, added.video_id) if table == "videos" else find_rows(results, table, added.video_id)
+        elsewhere.replace(path)
+    results.table(table).rename(tmp_path / "moved")
+    results.table(table).symlink_to(tmp_path / "moved")
+    assert find_rows(results, table, added.video_id) is not None  # The folder may lie elsewhere.
+
+
+def test_of_a_video_s_faces_only_the_table_s_own_columns_are_given_out(tmp_path):
+    results = open_results(tmp_path / "results")
+    path = results.rows("faces", add_video(results, "/x.mp4").video_id)
+    rows = pq.read_table(path)
+    pq.write_table(rows.append_column("salary", pa.nulls(len(rows), pa.int32())), path)
+    found = find_rows(results, "faces", path.stem)
+    assert found is not None
+    assert found.column_names == TABLES["faces"].names
 
 
 def test_a_part_of_a_video_can_be_asked_for(viewer, clip):

@@ -18,6 +18,8 @@ from s3_server import bucket, s3_server  # noqa: F401
 
 _TICKS_PER_SECOND = 90_000
 _SAMPLES_PER_SECOND = 48_000
+_SAME_EACH_TIME = {"fflags": "bitexact"}
+"""Matroska otherwise draws numbers at random as names of its tracks."""
 _SHARED = Path(__file__).parents[1].parent / "shared"
 
 
@@ -171,7 +173,7 @@ def _make_video(
     usual_step = round(1 / fps / time_base)
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(path, "w") as output:
+    with av.open(path, "w", options=_SAME_EACH_TIME) as output:
         video: Any = output.add_stream(codec, rate=Fraction(fps), options=options or {})
         video.width, video.height, video.pix_fmt = width, height, pix_fmt
         video.codec_context.time_base = time_base
@@ -200,7 +202,7 @@ def _make_video(
 
 def _copy_beginning(video: Path, path: Path, *, seconds: float) -> Path:
     """The packets of a video's first seconds in a file of the same format; nothing is decoded."""
-    with av.open(video) as source, av.open(path, "w") as output:
+    with av.open(video) as source, av.open(path, "w", options=_SAME_EACH_TIME) as output:
         copies: dict[int, Any] = {
             stream.index: output.add_stream_from_template(stream, opaque=True)
             for stream in (*source.streams.video, *source.streams.audio)

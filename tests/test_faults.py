@@ -427,10 +427,15 @@ def test_what_claims_too_much_is_refused_before_it_costs_anything(formats, clip,
         assert sentence in said, done.stdout + done.stderr
         most = max(most, int(kilobytes) / 1000)
     assert most < 150
-    record_property("figures", f"{len(bombs)} bombs: refused in a sentence, {most:.0f} MB at most")
+    record_property(
+        "figures",
+        f"{len(bombs)} bombs: refused in a sentence by max_megapixels, by FFmpeg and by the file's own length, "
+        f"{most:.0f} MB at most",
+    )
 
 
-def test_limits_are_those_of_the_settings(make_video, clip, tmp_path):
+@pytest.mark.fault("a picture or a number of frames above the settings' limits")
+def test_limits_are_those_of_the_settings(clip, tmp_path, record_property):
     """Seen to fail: without `Limits.check_picture` it was said that nothing can be decoded, without `check_frames` the
     video was done."""
     inbox = tmp_path / "inbox"
@@ -444,6 +449,7 @@ def test_limits_are_those_of_the_settings(make_video, clip, tmp_path):
     assert made[0].startswith("its picture of 256 x 256 is larger than 0.01 million pixels, which is refused.")
     assert made[1].startswith(f"it has more than {FRAMES - 1} frames, which is refused.")
     assert Settings(max_frames=1).settings_hash == Settings().settings_hash
+    record_property("figures", "a whole clip above max_megapixels, then max_frames: refused by each in a sentence")
 
 
 # Disks.

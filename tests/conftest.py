@@ -18,6 +18,9 @@ from s3_server import bucket, s3_server  # noqa: F401
 
 _TICKS_PER_SECOND = 90_000
 _SAMPLES_PER_SECOND = 48_000
+_SAME_EACH_TIME = {"fflags": "bitexact"}
+"""Matroska otherwise draws numbers at random as names of its tracks."""
+_SHARED = Path(__file__).parents[1].parent / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -89,10 +92,29 @@ def two_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of videos and labelled faces beside the checkout; a clone elsewhere has none and skips the test."""
-    folder = Path(__file__).parents[1].parent / "shared"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not there: these videos are not part of the repository")
-    return folder
+    if not _SHARED.is_dir():
+        pytest.skip(f"{_SHARED} is not there: these videos are not part of the repository")
+    return _SHARED
+
+
+@pytest.fixture(scope="session")
+def real_beginnings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The first seconds of real clips, as their makers encoded them; none where the shared videos are not there."""
+    if not _SHARED.is_dir():
+        return []
+    names = (
+        "eamm_disgusted.mp4",  # H.264
+        "pyfeat_face_noface.mov",  # HEVC
+        "torchcodec_av1_video.mkv",
+        "torchcodec_h264_10bits.mp4",
+        "single_vfr.mp4",  # its rate changes after 1.3 s
+        "rotated90_displaymatrix.mp4",
+        "lipnet_GRID_bbaf2n.mpg",  # MPEG-1
+        "huimiang_1543684773.avi",  # MJPEG
+        "intel_face-demographics-walking.gif",
+    )
+    folder = tmp_path_factory.mktemp("real-beginnings")
+    return [_copy_beginning(_SHARED / "videos" / name, folder / name, seconds=1.5) for name in names]
 
 
 @pytest.fixture(scope="session")
@@ -151,7 +173,7 @@ def _make_video(
     usual_step = round(1 / fps / time_base)
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(path, "w") as output:
+    with av.open(path, "w", options=_SAME_EACH_TIME) as output:
         video: Any = output.add_stream(codec, rate=Fraction(fps), options=options or {})
         video.width, video.height, video.pix_fmt = width, height, pix_fmt
         video.codec_context.time_base = time_base
@@ -175,4 +197,22 @@ def _make_video(
             audio.sample_rate, audio.pts, audio.time_base = _SAMPLES_PER_SECOND, 0, Fraction(1, _SAMPLES_PER_SECOND)
             output.mux(sound.encode(audio))
             output.mux(sound.encode(None))
+    return path
+
+
+def _copy_beginning(video: Path, path: Path, *, seconds: float) -> Path:
+    """The packets of a video's first seconds in a file of the same format; nothing is decoded."""
+    with av.open(video) as source, av.open(path, "w", options=_SAME_EACH_TIME) as output:
+        copies: dict[int, Any] = {
+            stream.index: output.add_stream_from_template(stream, opaque=True)
+            for stream in (*source.streams.video, *source.streams.audio)
+        }
+        begins: dict[int, float] = {}
+        for packet in source.demux():
+            if packet.dts is None or packet.stream.index not in copies:
+                continue
+            at = float(packet.dts * packet.time_base)
+            if at - begins.setdefault(packet.stream.index, at) < seconds:
+                packet.stream = copies[packet.stream.index]
+                output.mux(packet)
     return path

@@ -103,12 +103,11 @@ def _state(seen: list[StoredFile], fates: dict[str, Fate], said: list[str], depl
     count = f"{len(seen)} new video{'s' * (len(seen) > 1)}"
     if deployment:
         return Completed(name="Sent", message=f"{count} sent to {deployment}.")
-    broken = sum(fate == "failed" for fate in fates.values())
-    rest = len(seen) - len(fates)
+    failures = [printable(place(path).name) for path, fate in fates.items() if fate == "failed"]
+    broken, rest = len(failures), len(seen) - len(fates)
     message = f"{count}: {len(fates) - broken} done, {broken} failed{f', {rest} in another run' if rest else ''}."
-    if broken:
-        names = [printable(place(path).name) for path, fate in fates.items() if fate == "failed"]
+    if failures:
         more = f" and {broken - _NAMED} more" if broken > _NAMED else ""
-        message += f" Failed: {', '.join(names[:_NAMED])}{more}. The run of the analysis says why."
+        message += f" Failed: {', '.join(failures[:_NAMED])}{more}. The run of the analysis says why."
     name = f"Completed with {broken} failed video{'s' * (broken > 1)}" if broken else None
     return Completed(name=name, message=message)

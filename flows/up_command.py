@@ -111,7 +111,7 @@ def _start_server(host: str, port: int | None, state: Path, processes: Processes
     found = free_port(host, _PORTS if port is None else [port])
     page = f"http://{reachable(host)}:{found}"
     database = f"sqlite+aiosqlite:///{state / 'prefect.db'}"
-    command = (sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(found))
+    command = (sys.executable, "-m", "flows.prefect_server", "--host", host, "--port", str(found))
     environment = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database} | with_settings(os.environ)
     log = state / "server.log"
     processes.start(Service("Prefect's server", command, environment, log))

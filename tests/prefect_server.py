@@ -116,7 +116,7 @@ def serve_prefect(home: Path, *, host: str = "127.0.0.1", port: int = 0, **setti
     quick = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_UI_ENABLED": "false"}
     with (home / "server.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)],
+            [sys.executable, "-m", "flows.prefect_server", "--host", host, "--port", str(port)],
             env=environment | quick,
             stdout=log,
             stderr=subprocess.STDOUT,

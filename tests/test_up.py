@@ -364,7 +364,7 @@ def test_a_named_server_that_answers_is_used(server, tmp_path):
     try:
         assert up.page == server.url.removesuffix("/api")
         up.wait_for_forms()
-        assert process_of(up, "prefect server start") is None
+        assert process_of(up, "flows.prefect_server") is None
         up.process.send_signal(signal.SIGTERM)
         assert up.process.wait(60) == 0
         assert processes_in(tmp_path) == {}

@@ -80,8 +80,11 @@ _ENCODING = {"preset": "ultrafast", "crf": "25", "g": "50"}
 # the files are two to four times as large, 0.8 to 1.7 times their sources. The encoder was half of all cost at 1080p.
 # A key frame every 50 frames, so that any frame of 1920 x 1080 is reached in 0.19 s; with x264's 250 it takes up to
 # 0.9 s. The file grows by 2 %.
+_LARGE_PX = 1_000_000
+# From so many pixels on, FFmpeg's threads are worth their while. A smaller picture takes a fifth more CPU time with
+# them, to decode and to encode, and hardly less time: the processors are at work on other frames or videos anyway.
 _FRAMES_AHEAD = 4
-# Frames that are decoded while earlier ones are drawn on and encoded: 25 MB at 1080p.
+# Frames that are decoded and drawn on while earlier ones are encoded: 25 MB at 1080p.
 _HEARD_GAP_SECONDS = 0.1
 # Containers round the times of sound; encoders want them without steps.
 _USUAL_STEP = Fraction(1, 25)
@@ -571,13 +574,15 @@ def rewrite_video(
         part_file(target, folder=parts) as part,
     ):
         size_wh = _written_size(reader.width, reader.height, max_short_side_px)
+        kept = decoded(size_wh)
+        drawn = _drawn(kept or reader.frames(size_wh=size_wh), draw)
         with (
             # Closed before the reader is, in which its thread may be at work.
-            contextlib.closing(decoded(size_wh) or _read_ahead(reader.frames(size_wh=size_wh))) as frames,
+            contextlib.closing(drawn if kept else _ahead(drawn)) as frames,
             av.open(part, "w", format="mp4", options={"movflags": "+faststart"}) as output,
         ):
             pictures = _encoded(
-                _drawn(frames, draw),
+                frames,
                 output,
                 size_wh,
                 rate=reader.rate,
@@ -631,9 +636,9 @@ def write_video(
         output.mux(track.encode(None))
 
 
-def _read_ahead(frames: Iterator[Frame]) -> Generator[Frame]:
-    """The same frames, of which a thread decodes the next ones meanwhile."""
-    with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
+def _ahead(frames: Iterator[Frame]) -> Generator[Frame]:
+    """The same frames, of which a thread makes the next ones meanwhile."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
         coming = deque(pool.submit(next, frames, None) for _ in range(_FRAMES_AHEAD))
         try:
             while (frame := coming.popleft().result()) is not None:
@@ -644,7 +649,7 @@ def _read_ahead(frames: Iterator[Frame]) -> Generator[Frame]:
                 frame_to_come.cancel()
 
 
-def _drawn(frames: Iterator[Frame], draw: Callable[[Frame], None]) -> Iterator[Frame]:
+def _drawn(frames: Iterable[Frame], draw: Callable[[Frame], None]) -> Generator[Frame]:
     for frame in frames:
         draw(frame)
         yield frame
@@ -662,6 +667,8 @@ def _encoded(
     video = output.add_stream("libx264", options=_ENCODING)
     encoder = video.codec_context
     encoder.width, encoder.height = size_wh
+    if math.prod(size_wh) < _LARGE_PX:
+        encoder.thread_count = 1
     encoder.pix_fmt = "yuv420p"
     encoder.framerate = rate
     encoder.time_base = max(time_base, _FINEST_TIME_BASE)
@@ -861,7 +868,8 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     """The moving pictures of a file; the cover picture of a song is none."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
-            stream.thread_type = "AUTO"
+            if stream.width * stream.height >= _LARGE_PX:
+                stream.thread_type = "AUTO"
             return stream
     kind = "only sound, no pictures" if container.streams.audio else "no pictures"
     raise VideoError(f"{path}: the file holds {kind}; there is nothing to look for faces in.")

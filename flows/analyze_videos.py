@@ -18,7 +18,7 @@ from pydantic import Field
 from ferflow.config import Settings, load_settings
 from ferflow.errors import ConfigError, FerflowError, StoppedError
 from ferflow.sources import find_videos, open_results, plan_jobs
-from ferflow.storage import place, printable
+from ferflow.storage import place, printable, utf8
 from flows.each_video import Stages, default_workers, process_each
 from flows.more_hands import HELPS
 from flows.on_ray import on_ray
@@ -88,7 +88,15 @@ def analyze_videos(
         get_run_logger().info("%s, model %s, results in %s", _videos(len(videos)), in_use(), folder.root)
         stages = Stages(analyze_video, annotate_video, summarize_video, help_apart, help_other_run)
         only_help = HELPS in flow_run.tags
-        with RunPage(len(videos), folder, stop) as page, on_ray(ray, stages) as stages, _disk_at_fault(folder.root):
+        # What a watch names one by one, it has shared out itself; with force, two runs would do each video.
+        is_shared = len(videos) > len(sources) and not (force or only_help)
+        # A server takes text; a video whose name is none is left to this run.
+        shareable = [str(video) for video in videos if is_shared and utf8(str(video)) == str(video)]
+        with (
+            RunPage(len(videos), folder, stop, shareable=shareable) as page,
+            on_ray(ray, stages) as stages,
+            _disk_at_fault(folder.root),
+        ):
             process_each(
                 plan_jobs(videos, folder, model_version=in_use, settings=settings, force=force, only_help=only_help),
                 folder,

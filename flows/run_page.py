@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
@@ -32,7 +32,7 @@ from ferflow.errors import StoppedError
 from ferflow.records import VideoSummary
 from ferflow.sources import Job
 from ferflow.storage import Results, printable, utf8
-from flows.more_hands import ask_for_hands, send_home
+from flows.more_hands import ask_for_hands, send_home, share_out
 from flows.report import describe
 from flows.server import leave_lines_of_code_out
 from flows.video_page import describe_video
@@ -79,9 +79,15 @@ class RunPage:
     A thread of its own does the telling, so that no video waits for the server. What cannot be told is left out.
     """
 
-    def __init__(self, video_count: int, results: Results, stop: threading.Event) -> None:
-        """A page of a run over so many videos, which sets `stop` when the run is cancelled."""
+    def __init__(
+        self, video_count: int, results: Results, stop: threading.Event, *, shareable: Sequence[str] = ()
+    ) -> None:
+        """A page of a run over so many videos, which sets `stop` when the run is cancelled.
+
+        Other workers may take a share in those that are named as `shareable`.
+        """
         self._count = video_count
+        self._shareable = shareable
         self._results = results
         self._stop = stop
         self._logger = get_run_logger()
@@ -201,11 +207,16 @@ class RunPage:
             self._logger.debug("This run's page is not up to date: %s", error)
 
     def _ask_for_hands(self, client: "SyncPrefectClient") -> None:
+        # If that fails, the next look asks once more; the server begins none of the runs twice.
+        if self._shareable:
+            if hands := share_out(client, self._run_id, self._shareable):
+                self._logger.info("%d videos; further runs that take a share in them: %d", self._count, len(hands))
+                self._hands += hands
+            self._shareable = ()
         with self._lock:
             at_work = [*self._at_work.items()]
         for job, (stage, _, expected) in at_work:
             if stage == "faces" and expected is not None and job.video_id not in self._asked_for:
-                # If that fails, the next look asks once more; the server begins none of the runs twice.
                 if hands := ask_for_hands(client, self._run_id, job, expected):
                     self._logger.info("%s: long; further runs that take a share in it: %d", job.name, len(hands))
                     self._hands += hands

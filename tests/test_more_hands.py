@@ -21,7 +21,7 @@ from ferflow.claims import Claims
 from ferflow.config import Settings
 from ferflow.sources import Job
 from ferflow.storage import Results, content_id
-from flows.more_hands import ask_for_hands, send_home
+from flows.more_hands import HELPS, ask_for_hands, send_home, share_out
 
 ROOT = Path(__file__).parents[1]
 PREFECT = [sys.executable, "-m", "prefect"]
@@ -122,6 +122,69 @@ def test_there_are_none_for_a_short_video_or_without_other_workers(client, job, 
 def test_there_are_none_outside_a_work_pool(client, job):
     run = begin(client, None)
     assert ask_for_hands(client, run.id, job, HOUR) == []
+
+
+@pytest.mark.parametrize(
+    ("workers", "count", "parts"),
+    [
+        (3, 200, [(66, 133), (133, 200)]),
+        (9, 101, [(33, 67), (67, 101)]),
+        (9, 51, [(25, 51)]),
+        (9, 50, []),
+        (1, 200, []),
+    ],
+    ids=["as many as workers", "as many as fifties", "one more than fifty", "fifty", "nobody else"],
+)
+def test_a_folder_is_shared_out_among_the_workers(client, workers, count, parts):
+    run = begin(client, make_pool(client, f"{workers} share {count}", workers=workers))
+    videos = [f"/videos/{number:03}.mp4" for number in range(count)]
+    assert len(share_out(client, run.id, videos)) == len(parts)
+    assert share_out(client, run.id, videos) == share_out(client, run.id, videos), "asked again, there are no more"
+    found = sorted(other.parameters["sources"] for other in others(client, run))
+    assert found == [videos[begin:end] for begin, end in parts]
+    assert all(HELPS not in other.tags for other in others(client, run))
+
+
+def test_a_folder_given_by_hand_is_done_by_two_workers_each_video_once(
+    client, server, on_server, make_video, astronaut, tmp_path, monkeypatch
+):
+    """Seen to fail: one run did all of it, whoever else was idle."""
+    from prefect.flow_engine import run_flow
+    from prefect.states import Pending
+
+    from flows.analyze_videos import analyze_videos
+
+    monkeypatch.setattr("flows.more_hands._VIDEOS_A_RUN", 4)
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    for number in range(8):
+        image = np.ascontiguousarray(np.roll(astronaut, 3 * number, axis=1))
+        make_video(inbox / f"{number}.mp4", frame_count=4, image=image)
+    pool = make_pool(client, "by hand", workers=2)
+    deployment = client.create_deployment(client.create_flow(analyze_videos), name="by hand", work_pool_name=pool)
+    parameters = {"sources": [str(inbox)], "results": str(tmp_path / "results"), "workers": 1}
+    run = client.create_flow_run_from_deployment(deployment, parameters=parameters, state=Pending())
+    go = contextvars.copy_context().run
+    thread = threading.Thread(
+        target=go, args=(run_flow, analyze_videos), kwargs={"flow_run": run, "return_type": "state"}
+    )
+    thread.start()
+    (hand,) = eventually(lambda: others(client, run), "a further run")
+    assert hand.parameters == client.read_flow_run(run.id).parameters | {
+        "sources": [str(inbox / f"{number}.mp4") for number in range(4, 8)],
+        "force": False,
+    }
+    state = run_flow(analyze_videos, flow_run=hand, return_type="state")
+    thread.join(120)
+    assert state.type.value == client.read_flow_run(run.id).state.type.value == "COMPLETED"
+    videos = pd.read_parquet(tmp_path / "results" / "videos")
+    assert sorted(videos["source"]) == [str(inbox / f"{number}.mp4") for number in range(8)]
+    of_these = {
+        "flow_runs": {"id": {"any_": [str(run.id), str(hand.id)]}},
+        "task_runs": {"name": {"like_": "analyze:"}},
+    }
+    eventually(lambda: server.ask("task_runs/count", **of_these) >= 8, "what the runs did")
+    assert server.ask("task_runs/count", **of_these) == 8
 
 
 def test_who_cancels_a_run_sends_its_hands_home(client, on_server, make_video, astronaut, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.measure import run_python
 from ferflow.config import Settings
 from ferflow.faces import crop_gray, face_window
-from ferflow.frames import VideoReader
+from ferflow.frames import ENCODING, THREADED_FROM_PX, VideoReader
 from ferflow.looks import find_faces
 from ferflow.records import Frame
 from ferflow.sources import open_results
@@ -150,8 +150,11 @@ def bare_loop(video: Path, target: Path) -> None:
     crops: list[np.ndarray] = []
     with av.open(str(video)) as source, av.open(str(target), "w", format="mp4") as output:
         decoder = source.streams.video[0]
-        decoder.thread_type = "AUTO"
-        encoder = output.add_stream("libx264", rate=decoder.average_rate, options={"preset": "ultrafast", "crf": "25"})
+        encoder = output.add_stream("libx264", rate=decoder.average_rate, options=ENCODING)
+        if decoder.width * decoder.height >= THREADED_FROM_PX:
+            decoder.thread_type = "AUTO"
+        else:
+            encoder.thread_count = 1
         encoder.width, encoder.height = decoder.width // 2 * 2, decoder.height // 2 * 2
         encoder.pix_fmt = "yuv420p"
         encoded: list[av.Packet] = []

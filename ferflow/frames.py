@@ -60,6 +60,13 @@ SOUND_RATE = 48_000
 
 PIECE_SECONDS = 60.0
 """A video at least twice as long is cut into pieces of at least this length."""
+THREADED_FROM_PX = 1_000_000
+"""Pixels of a picture from which on FFmpeg's threads are worth their while. A smaller one takes a fifth more CPU time
+with them, and hardly less time: the processors are at work on other frames or videos anyway (benchmarks/threads.py)."""
+ENCODING = {"preset": "ultrafast", "crf": "25", "g": "50"}
+"""How x264 is asked to write: a third of the CPU time of veryfast at 23, and as good to look at (PSNR 40 to 47 dB on
+four clips, against 41 to 48); the files are two to four times as large, 0.8 to 1.7 times their sources. A key frame
+every 50 frames, so that any frame of 1920 x 1080 is reached in 0.19 s (x264's 250: up to 0.9 s); they grow by 2 %."""
 
 _INDEXED_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"})
 # Formats that keep every picture's own time, and where FFmpeg finds a key frame without guessing.
@@ -75,14 +82,6 @@ _COPIED_FROM_RATE = {"aac": 1, "mp3": 16_000}
 # converted to AAC.
 _FINEST_TIME_BASE = Fraction(1, 1_000_000)
 # MP4 counts time in 32 bits: with a nanosecond clock it would end after 4 seconds.
-_ENCODING = {"preset": "ultrafast", "crf": "25", "g": "50"}
-# A third of the CPU time of veryfast at 23, and as good to look at (PSNR 40 to 47 dB on four clips, against 41 to 48);
-# the files are two to four times as large, 0.8 to 1.7 times their sources. The encoder was half of all cost at 1080p.
-# A key frame every 50 frames, so that any frame of 1920 x 1080 is reached in 0.19 s; with x264's 250 it takes up to
-# 0.9 s. The file grows by 2 %.
-_LARGE_PX = 1_000_000
-# From so many pixels on, FFmpeg's threads are worth their while. A smaller picture takes a fifth more CPU time with
-# them, to decode and to encode, and hardly less time: the processors are at work on other frames or videos anyway.
 _FRAMES_AHEAD = 4
 # Frames that are decoded and drawn on while earlier ones are encoded: 25 MB at 1080p.
 _HEARD_GAP_SECONDS = 0.1
@@ -664,10 +663,10 @@ def _encoded(
     time_base: Fraction,
 ) -> Iterator[av.Packet[Any]]:
     """Add the video stream; the iterator then takes the frames and encodes them."""
-    video = output.add_stream("libx264", options=_ENCODING)
+    video = output.add_stream("libx264", options=ENCODING)
     encoder = video.codec_context
     encoder.width, encoder.height = size_wh
-    if math.prod(size_wh) < _LARGE_PX:
+    if math.prod(size_wh) < THREADED_FROM_PX:
         encoder.thread_count = 1
     encoder.pix_fmt = "yuv420p"
     encoder.framerate = rate
@@ -868,7 +867,7 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     """The moving pictures of a file; the cover picture of a song is none."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
-            if stream.width * stream.height >= _LARGE_PX:
+            if stream.width * stream.height >= THREADED_FROM_PX:
                 stream.thread_type = "AUTO"
             return stream
     kind = "only sound, no pictures" if container.streams.audio else "no pictures"

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import duckdb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from made_results import INFO, add_failure, add_video
 
@@ -211,6 +212,31 @@ def test_a_results_folder_may_have_any_name(tmp_path, folder):
     library = opened(results)
     assert names(library, Choice()) == ["a.mp4"]
     assert library.strips([video.video_id])[video.video_id].any()
+
+
+def test_a_file_that_is_a_link_is_no_part_of_the_results(results, tmp_path):
+    """Seen to fail: a link in a folder from a stranger showed the videos of another results folder."""
+    private = open_results(tmp_path / "private")
+    hidden = add_video(private, "/private/hidden.mp4", emotion="sad")
+    video = add_video(results, "/study/a.mp4")
+    (results.table("videos") / "link.parquet").symlink_to(private.rows("videos", hidden.video_id))
+    assert names(opened(results), Choice()) == ["a.mp4"]
+    segments = results.rows("segments", video.video_id)
+    elsewhere = segments.rename(tmp_path / segments.name)
+    assert not opened(results).strips([video.video_id])[video.video_id].any()
+    segments.symlink_to(elsewhere)
+    assert not opened(results).strips([video.video_id])[video.video_id].any()
+
+
+def test_what_columns_a_table_has_is_not_read_through_a_link(results, tmp_path):
+    private = open_results(tmp_path / "private")
+    hidden = add_video(private, "/private/hidden.mp4", emotion="sad")
+    old = results.rows("videos", add_video(results, "/study/a.mp4").video_id)
+    pq.write_table(pq.read_table(old).drop_columns(["share_sad"]), old)
+    columns = results.table("videos") / "columns.parquet"
+    columns.unlink()
+    columns.symlink_to(private.rows("videos", hidden.video_id))
+    assert "hidden.mp4" not in names(opened(results), Choice())
 
 
 def test_an_empty_results_folder_has_no_videos(results):

@@ -158,10 +158,13 @@ class Library:
             state = status.st_ino, status.st_mtime_ns
             if state == self._state:
                 return False
+            # A link may lead to any table of this machine, as `ferflow.rows.open_table` says.
             files = {
                 entry.name: (entry.stat().st_mtime_ns, entry.stat().st_size)
                 for entry in os.scandir(folder)
-                if entry.name.endswith(".parquet") and not entry.name.startswith(".") and entry.is_file()
+                if entry.name.endswith(".parquet")
+                and not entry.name.startswith(".")
+                and entry.is_file(follow_symlinks=False)
             }
             changed = [name for name, tag in files.items() if self._files.get(name) != tag]
             gone = [name for name in self._files if name not in files or name in changed]
@@ -226,7 +229,7 @@ class Library:
         with self._reading("segments") as folder:
             paths = {folder / f"{video_id}.parquet": None for video_id in video_ids}
             for path, video_id in zip(list(paths), video_ids, strict=True):
-                if not path.is_file():
+                if path.is_symlink() or not path.is_file():
                     del paths[path]
                     with contextlib.suppress(VideoError):  # A damaged file: its videos have no strip.
                         place = find_big(folder, video_id)
@@ -306,7 +309,9 @@ class Library:
         import duckdb
 
         # Files of an earlier version lack columns; to look at all files for their columns takes twice as long.
-        for paths_read, by_name in ((paths, "false"), ([*paths, paths[0].parent / "columns.parquet"], "true")):
+        columns = paths[0].parent / "columns.parquet"
+        with_columns = [*paths] if columns.is_symlink() else [*paths, columns]
+        for paths_read, by_name in ((paths, "false"), (with_columns, "true")):
             with contextlib.suppress(duckdb.Error):
                 rows = self._database.cursor().sql(
                     f"select parse_filename(filename) as file, {', '.join(_COLUMNS)}"

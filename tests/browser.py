@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from lacking import lacking
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from prefect_server import end, eventually
 
@@ -64,9 +65,7 @@ def started_browser(*options: str) -> Iterator[Browser]:
     """A browser with further options on its command line, for example for a camera."""
     chromium = shutil.which("chromium")
     if chromium is None:
-        if os.environ.get("CI"):
-            pytest.fail("chromium is missing, and CI may skip nothing: install chromium")
-        pytest.skip("no browser: `sudo apt-get install chromium`")
+        lacking("no browser: `sudo apt-get install chromium`")
     expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=chromium, args=[*CHROMIUM_OPTIONS, *options])

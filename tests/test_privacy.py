@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from lacking import lacking
 
 _ADDRESS = re.compile(r'sa_family=AF_INET6?, .*?(?:inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)")')
 
@@ -26,9 +26,7 @@ def traced(command: list[str], log: Path) -> str:
     """Run a command and give every call of it, and of what it started, that names a network address."""
     strace = shutil.which("strace")
     if strace is None:
-        if os.environ.get("CI"):
-            pytest.fail("strace is missing, and CI may skip nothing: install strace")
-        pytest.skip("strace is not installed: `sudo apt-get install strace`")
+        lacking("no strace: `sudo apt-get install strace`")
     calls = "trace=connect,sendto,sendmsg,sendmmsg"
     subprocess.run([strace, "-f", "-qq", "-e", calls, "-o", log, *command], check=True, capture_output=True)
     return log.read_text()

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from browser import FERFLOW, faint_texts, opened, serve_viewer
+from lacking import lacking
 from made_results import BEGAN, INFO, add_video
 from playwright.sync_api import Page, expect
 from prefect_server import end, eventually
@@ -375,9 +376,7 @@ def test_work_on_a_video_is_shown_with_the_time_left(viewer, clip, page):
 
 def test_a_file_that_waits_does_not_have_the_whole_table_listed(page, make_video, tmp_path):
     if shutil.which("strace") is None:
-        if os.environ.get("CI"):
-            pytest.fail("strace is missing, and CI may skip nothing: install strace")
-        pytest.skip("strace is not installed: `sudo apt-get install strace`")
+        lacking("no strace: `sudo apt-get install strace`")
     add_video(open_results(tmp_path / "results"), "/other.mp4")
     with serve_viewer(tmp_path) as viewer, (tmp_path / "calls.txt").open("wb") as calls:
         drop(page, viewer.url, make_video(tmp_path / "made" / "a.mp4", frame_count=2))

@@ -867,7 +867,8 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     """The moving pictures of a file; the cover picture of a song is none."""
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
-            if stream.width * stream.height >= THREADED_FROM_PX:
+            has_decoder = stream.codec_context is not None  # Without one a stream has no size either.
+            if has_decoder and stream.width * stream.height >= THREADED_FROM_PX:
                 stream.thread_type = "AUTO"
             return stream
     kind = "only sound, no pictures" if container.streams.audio else "no pictures"

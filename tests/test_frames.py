@@ -17,7 +17,7 @@ import pytest
 
 from ferflow import child_process
 from ferflow.errors import VideoError
-from ferflow.frames import VIDEO_SUFFIXES, VideoReader, read_images_at, rewrite_video
+from ferflow.frames import VIDEO_SUFFIXES, VideoReader, find_cuts, read_frame_times, read_images_at, rewrite_video
 from ferflow.limits import Limits
 from ferflow.records import VideoInfo
 
@@ -236,6 +236,16 @@ def test_a_file_without_its_index_is_refused(make_video, tmp_path):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(VideoError, match=r"gone\.mp4: there is no such file"):
         VideoReader(tmp_path / "gone.mp4")
+
+
+def test_a_format_that_nobody_decodes_is_told_in_a_sentence(make_video, tmp_path):
+    """Seen to fail: a stream without a decoder was asked for its size, which it does not have."""
+    video = make_video(tmp_path / "odd.mp4", frame_count=5, fps=25)
+    video.write_bytes(video.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
+    assert len(read_frame_times(video)) == 5
+    assert find_cuts(video, piece_seconds=0.01) == ()
+    with pytest.raises(VideoError, match="no decoder for its video format is installed"):
+        VideoReader(video)
 
 
 def test_sound_without_pictures_is_refused(make_video, tmp_path):

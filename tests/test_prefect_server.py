@@ -10,11 +10,12 @@ import pytest
 
 from flows.prefect_server import ClosingCursor
 
-_LOCKED_SECONDS = 3
+_LOCKED_SECONDS = 10
 
 
 async def seconds_to_forget_a_failed_cursor(path) -> float:
     """How long letting go of it takes while the same connection waits for another's lock."""
+    gc.freeze()  # To look through what other tests have left may take seconds.
     async with aiosqlite.connect(path, isolation_level=None) as holder, aiosqlite.connect(path, timeout=0) as waiter:
         await holder.execute("CREATE TABLE t (n)")
         await holder.execute("BEGIN IMMEDIATE")
@@ -29,6 +30,7 @@ async def seconds_to_forget_a_failed_cursor(path) -> float:
         del failed
         gc.collect()
         taken = time.monotonic() - began
+        gc.unfreeze()
         await holder.execute("COMMIT")
         with contextlib.suppress(aiosqlite.OperationalError):  # Where it was held up until its time was over.
             await waiting
@@ -36,7 +38,7 @@ async def seconds_to_forget_a_failed_cursor(path) -> float:
 
 
 def test_the_cursor_of_a_failed_statement_holds_nobody_up(tmp_path, monkeypatch):
-    """Seen to fail with aiosqlite's own cursor: 2.5 s here. In the server the limit is a minute, and all of it stood
+    """Seen to fail with aiosqlite's own cursor: 9.5 s here. In the server the limit is a minute, and all of it stood
     still for three of them in turn at the end of two watches' runs."""
     monkeypatch.setattr("aiosqlite.core.Cursor", ClosingCursor)
-    assert asyncio.run(seconds_to_forget_a_failed_cursor(tmp_path / "prefect.db")) < 0.5
+    assert asyncio.run(seconds_to_forget_a_failed_cursor(tmp_path / "prefect.db")) < 5

@@ -37,7 +37,7 @@ bench: .venv/.ready  ## measure what it costs, beside other packages: make bench
 test: .venv/.ready  ## run the tests
 	@.venv/bin/pytest --quiet -n 2 --dist loadfile
 
-faults: .venv/.ready  ## do to the pipeline what the world does, and count what was lost (17 to 25 minutes)
+faults: .venv/.ready  ## do to the pipeline what the world does, and count what was lost (17 to 26 minutes)
 	@FAULTS=all .venv/bin/pytest --quiet -m fault
 
 check: .venv/.ready  ## lint, format and types

@@ -57,6 +57,24 @@ def make_pool(client: Any, name: str, *, workers: int) -> str:
     return name
 
 
+def start_in_pool(client: Any, pool: str, parameters: dict[str, Any]) -> tuple[Any, threading.Thread]:
+    """A run of the real flow, in a thread of this process, as if a worker of the pool had taken it."""
+    from prefect.flow_engine import run_flow
+    from prefect.states import Pending
+
+    from flows.analyze_videos import analyze_videos
+
+    deployment = client.create_deployment(client.create_flow(analyze_videos), name=pool, work_pool_name=pool)
+    run = client.create_flow_run_from_deployment(deployment, parameters=parameters, state=Pending())
+    thread = threading.Thread(
+        target=contextvars.copy_context().run,
+        args=(run_flow, analyze_videos),
+        kwargs={"flow_run": run, "return_type": "state"},
+    )
+    thread.start()
+    return run, thread
+
+
 def others(client: Any, run: Any) -> list[Any]:
     runs = client.read_flow_runs()
     return [other for other in runs if other.deployment_id == run.deployment_id and other.id != run.id]
@@ -148,9 +166,7 @@ def test_a_folder_is_shared_out_among_the_workers(client, workers, count, parts)
 def test_a_folder_given_by_hand_is_done_by_two_workers_each_video_once(
     client, server, on_server, make_video, astronaut, tmp_path, monkeypatch
 ):
-    """Seen to fail: one run did all of it, whoever else was idle."""
     from prefect.flow_engine import run_flow
-    from prefect.states import Pending
 
     from flows.analyze_videos import analyze_videos
 
@@ -161,14 +177,8 @@ def test_a_folder_given_by_hand_is_done_by_two_workers_each_video_once(
         image = np.ascontiguousarray(np.roll(astronaut, 3 * number, axis=1))
         make_video(inbox / f"{number}.mp4", frame_count=4, image=image)
     pool = make_pool(client, "by hand", workers=2)
-    deployment = client.create_deployment(client.create_flow(analyze_videos), name="by hand", work_pool_name=pool)
     parameters = {"sources": [str(inbox)], "results": str(tmp_path / "results"), "workers": 1}
-    run = client.create_flow_run_from_deployment(deployment, parameters=parameters, state=Pending())
-    go = contextvars.copy_context().run
-    thread = threading.Thread(
-        target=go, args=(run_flow, analyze_videos), kwargs={"flow_run": run, "return_type": "state"}
-    )
-    thread.start()
+    run, thread = start_in_pool(client, pool, parameters)
     (hand,) = eventually(lambda: others(client, run), "a further run")
     assert hand.parameters == client.read_flow_run(run.id).parameters | {
         "sources": [str(inbox / f"{number}.mp4") for number in range(4, 8)],
@@ -189,23 +199,14 @@ def test_a_folder_given_by_hand_is_done_by_two_workers_each_video_once(
 
 def test_who_cancels_a_run_sends_its_hands_home(client, on_server, make_video, astronaut, tmp_path, monkeypatch):
     """Seen to fail: the further run stayed scheduled, and would have analysed the cancelled video."""
-    from prefect.flow_engine import run_flow
-    from prefect.states import Cancelling, Pending
-
-    from flows.analyze_videos import analyze_videos
+    from prefect.states import Cancelling
 
     monkeypatch.setattr("flows.more_hands._FRAMES_A_RUN", 1000)
     face = np.ascontiguousarray(astronaut[:256, 96:352])
     video = make_video(tmp_path / "long.mp4", frame_count=12_000, fps=30, image=face, options={"preset": "ultrafast"})
     pool = make_pool(client, "cancelled", workers=2)
-    deployment = client.create_deployment(client.create_flow(analyze_videos), name="cancelled", work_pool_name=pool)
     parameters = {"sources": [str(video)], "results": str(tmp_path / "results"), "settings": {"annotate": False}}
-    run = client.create_flow_run_from_deployment(deployment, parameters=parameters, state=Pending())
-    go = contextvars.copy_context().run
-    thread = threading.Thread(
-        target=go, args=(run_flow, analyze_videos), kwargs={"flow_run": run, "return_type": "state"}
-    )
-    thread.start()
+    run, thread = start_in_pool(client, pool, parameters)
     (hand,) = eventually(lambda: others(client, run), "a further run")
     client.set_flow_run_state(run.id, Cancelling())
     thread.join(60)

@@ -35,7 +35,7 @@ bench: .venv/.ready  ## measure what it costs, beside other packages: make bench
 	@.venv/bin/python -m benchmarks.speed "$(VIDEOS)" $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 test: .venv/.ready  ## run the tests
-	@.venv/bin/pytest --quiet -n 2 --dist loadfile
+	@.venv/bin/pytest --quiet -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: .venv/.ready  ## do to the pipeline what the world does, and count what was lost (17 to 26 minutes)
 	@FAULTS=all .venv/bin/pytest --quiet -m fault

@@ -68,7 +68,7 @@ class Sizes:
 
 
 _WHOLE = Sizes(3, 15, 200, 40, (30, 10), 2, (1, 10, 100, 1000), (1, 10, 60), (1, 4, 16))
-_QUICK = Sizes(1, 5, 8, 8, (0.5, 0.2), 0.2, (1, 8), (0.2, 0.5), (1, 4))
+_QUICK = Sizes(1, 15, 4, 4, (0.25, 0.07), 0.25, (1, 4), (0.25, 0.5), (1, 2))
 
 
 def main() -> None:
@@ -221,7 +221,8 @@ def _clips(bench: Bench, count: int) -> list[Path]:
     folder.mkdir(exist_ok=True)
     sources = [bench.videos / name for name in _FACES]
     distinct = []
-    for number, (source, seconds) in enumerate(islice(zip(cycle(sources), cycle((2, 3, 4, 5, 3)), strict=False), 40)):
+    cuts = islice(zip(cycle(sources), cycle((2, 3, 4, 5, 3)), strict=False), min(count, 40))
+    for number, (source, seconds) in enumerate(cuts):
         path = folder / f"cut_{number:02}_{source.stem}.mp4"
         if not path.exists():
             _cut(source, path, start_seconds=number % 3 / 2, seconds=seconds)

@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import logging
-import os
 import shutil
 import socket
 import subprocess
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 from lacking import lacking
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
-from prefect_server import end, eventually
+from prefect_server import end, eventually, without_prefect
 
 logger = logging.getLogger(__name__)
 
@@ -162,12 +161,11 @@ def serve_viewer(folder: Path, *options: str, **environment: str) -> Iterator[Vi
         port = probe.getsockname()[1]
     (folder / "inbox").mkdir(exist_ok=True)
     log = folder / "view.log"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     with log.open("wb") as written:
         process = subprocess.Popen(
             [FERFLOW, "view", "--port", str(port), *options],
             cwd=folder,
-            env=kept | environment,
+            env=without_prefect() | environment,
             stdout=written,
             stderr=subprocess.STDOUT,
             start_new_session=True,

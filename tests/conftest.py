@@ -3,6 +3,7 @@
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,7 @@ import av
 import numpy as np
 import pytest
 from browser import browser, page  # noqa: F401
-from fault_table import pytest_collection_modifyitems, pytest_configure, pytest_terminal_summary  # noqa: F401
+from fault_table import name_faults, pytest_configure, pytest_terminal_summary  # noqa: F401
 from lacking import lacking
 from prefect_server import on_server, server  # noqa: F401
 from s3_server import bucket, s3_server  # noqa: F401
@@ -22,6 +23,26 @@ _SAMPLES_PER_SECOND = 48_000
 _SAME_EACH_TIME = {"fflags": "bitexact"}
 """Matroska otherwise draws numbers at random as names of its tracks."""
 _SHARED = Path(__file__).parents[1].parent / "shared"
+_TAKE_MINUTES = (
+    "test_hosts.py",
+    "test_speed.py",
+    "test_watch.py",
+    "test_up.py",
+    "test_more_hands.py",
+    "test_viewer.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes are begun first, then those of many tests, so that both processes end together."""
+    name_faults(items)
+    count = Counter(item.path for item in items)
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        name = item.path.name
+        return _TAKE_MINUTES.index(name) if name in _TAKE_MINUTES else len(_TAKE_MINUTES), -count[item.path]
+
+    items.sort(key=lambda item: (*place(item), item.path))
 
 
 @pytest.fixture(scope="session")

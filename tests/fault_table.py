@@ -13,7 +13,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "fault(what, figures): does what the world does to a pipeline; in `make faults`")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def name_faults(items: list[pytest.Item]) -> None:
+    """What the mark of a test says goes with its report, also from another process."""
     for item in items:
         if (mark := item.get_closest_marker("fault")) is not None:
             item.user_properties += zip(("fault", "figures"), mark.args, strict=False)

@@ -1,12 +1,14 @@
 """A real Prefect server for the tests that need one, and how to ask it; the fixtures are made known in conftest.py."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -25,14 +27,22 @@ SECONDS_TO_STOP = 20
 # Two or three on a free machine: a look every two seconds, and Prefect's serving process waits three.
 
 
-def eventually(look: Callable[[], Any], what: str, *, patience_seconds: float = PATIENCE_SECONDS) -> Any:
-    """Ask until the answer is one; events and logs reach a server some time after they happened."""
+def eventually(
+    look: Callable[[], Any], what: str | Callable[[], str], *, patience_seconds: float = PATIENCE_SECONDS
+) -> Any:
+    """Ask until the answer is one; events and logs reach a server some time after they happened.
+
+    Args:
+        look: asks.
+        what: is waited for; or tells it when it was waited for in vain, with what the logs say by then.
+        patience_seconds: how long.
+    """
     deadline = time.monotonic() + patience_seconds
     while time.monotonic() < deadline:
         if answer := look():
             return answer
         time.sleep(0.3)
-    pytest.fail(f"waited {patience_seconds:.0f} s for {what}")
+    pytest.fail(f"waited {patience_seconds:.0f} s for {what if isinstance(what, str) else what()}")
 
 
 def answer_to(request: urllib.request.Request) -> Any:
@@ -55,6 +65,11 @@ def free_port(host: str = "127.0.0.1") -> int:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def without_prefect() -> dict[str, str]:
+    """This process's environment but for settings of Prefect."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,35 +120,52 @@ def serve_prefect(home: Path, *, host: str = "127.0.0.1", port: int = 0, **setti
     """A server with settings of its own, on an address of this machine; with the home and the port of an earlier one
     it is that one again."""
     home.mkdir(exist_ok=True)
+    database = home / "prefect.db"
+    if "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in settings and not database.exists():
+        database.write_bytes(_database_without_runs())
     port = port or free_port(host)
     url = f"http://{host}:{port}/api"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
+    environment = without_prefect() | {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         **settings,
     }
     quick = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_UI_ENABLED": "false"}
-    with (home / "server.log").open("ab") as log:
+    log = home / "server.log"
+    with log.open("ab") as written:
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.prefect_server", "--host", host, "--port", str(port)],
             env=environment | quick,
-            stdout=log,
+            stdout=written,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
 
         def is_up() -> bool:
-            assert process.poll() is None, (home / "server.log").read_text()
+            assert process.poll() is None, log.read_text()
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
                 return answer.status == 200
             return False
 
-        eventually(is_up, "the Prefect server")
+        eventually(is_up, lambda: f"the Prefect server; {log.read_text()}")
         yield Server(url, environment | {"PREFECT_API_URL": url}, process)
     finally:
         end(process)
+
+
+@functools.cache
+def _database_without_runs() -> bytes:
+    """Prefect's tables, as a new server makes them in an SQLite file; that takes it longer than all else."""
+    with tempfile.TemporaryDirectory() as home:
+        subprocess.run(
+            [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"],
+            env=without_prefect() | {"PREFECT_HOME": home},
+            check=True,
+            capture_output=True,
+        )
+        return (Path(home) / "prefect.db").read_bytes()
 
 
 @pytest.fixture

@@ -113,6 +113,7 @@ mgr initial modules =
 [client.rgw]
 rgw data = {home}/rgw
 rgw frontends = beast endpoint={host}:{gateway}
+rgw thread pool size = 32
 rgw run sync thread = false
 rgw enable usage log = false
 """)

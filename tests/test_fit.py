@@ -56,16 +56,22 @@ def splits(data: Path) -> DataSplits:
     return splits
 
 
-def test_training_learns_and_leaves_a_model_that_says_what_it_is(
-    data: Path, splits: DataSplits, recipe: Recipe, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Epoch]]:
+    """A model of the small recipe, and its epochs."""
     epochs: list[Epoch] = []
-    directory = train(data, CONFIGS / "smoke.toml", tmp_path, on_epoch=epochs.append)
+    return train(data, CONFIGS / "smoke.toml", tmp_path_factory.mktemp("trained"), on_epoch=epochs.append), epochs
+
+
+def test_training_learns_and_leaves_a_model_that_says_what_it_is(
+    trained: tuple[Path, list[Epoch]], splits: DataSplits, recipe: Recipe
+) -> None:
+    directory, epochs = trained
     assert [epoch.number for epoch in epochs] == list(range(1, 13))
     assert epochs[-1].train_loss < epochs[0].train_loss
 
     description = read_description(directory)
-    assert directory == tmp_path / description.version
+    assert directory.name == description.version
     assert description.version.startswith("smoke-")
     assert (directory / "MODEL_CARD.md").is_file()
     assert description.framing == recipe.framing
@@ -204,9 +210,11 @@ def test_a_file_that_is_no_checkpoint_is_refused_with_a_sentence(tmp_path: Path)
         read_checkpoint(path, "any")
 
 
-def test_a_model_is_taught_by_others_and_starts_from_another(data: Path, splits: DataSplits, tmp_path: Path) -> None:
+def test_a_model_is_taught_by_others_and_starts_from_another(
+    trained: tuple[Path, list[Epoch]], data: Path, splits: DataSplits, tmp_path: Path
+) -> None:
+    teacher, _ = trained
     smoke = (CONFIGS / "smoke.toml").read_text()
-    teacher = train(data, CONFIGS / "smoke.toml", tmp_path / "teacher")
     taught = smoke.replace('start = "scratch"', f'start = "{teacher}"').replace("epochs = 12", "epochs = 1")
     taught = taught.replace("teachers = []", f'teachers = ["{teacher}"]').replace(
         "_share = 0.0\nleast", "_share = 1.0\nleast"

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from prefect_server import Server, end, eventually
+from prefect_server import Server, end, eventually, without_prefect
 
 from ferflow.config import Settings
 from ferflow.errors import ConfigError, ModelError
@@ -435,7 +435,7 @@ def test_command_without_a_server_never_imports_prefect(batch, tmp_path):
     )
     video = batch.inbox / "talk.webm"
     for choice in ([], ["--no-prefect"]):
-        environment = without_server() | ({"PREFECT_API_URL": "http://127.0.0.1:9/api"} if choice else {})
+        environment = without_prefect() | ({"PREFECT_API_URL": "http://127.0.0.1:9/api"} if choice else {})
         done = subprocess.run(
             [sys.executable, "-c", program, "analyze", str(video), "--results", str(tmp_path), *choice],
             env=environment,
@@ -449,7 +449,7 @@ def test_command_without_a_server_never_imports_prefect(batch, tmp_path):
 
 def test_an_unreachable_server_is_one_sentence(batch, tmp_path):
     done = run_command(
-        "analyze", batch.inbox, "--results", tmp_path, **without_server(), PREFECT_API_URL="http://127.0.0.1:9/api"
+        "analyze", batch.inbox, "--results", tmp_path, **without_prefect(), PREFECT_API_URL="http://127.0.0.1:9/api"
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
@@ -459,7 +459,7 @@ def test_an_unreachable_server_is_one_sentence(batch, tmp_path):
 
 
 def test_without_any_server_the_command_says_how_to_start_one(batch, tmp_path):
-    environment = without_server() | {"PREFECT_HOME": str(tmp_path / "home")}
+    environment = without_prefect() | {"PREFECT_HOME": str(tmp_path / "home")}
     done = run_command("analyze", batch.inbox, "--prefect", "--results", tmp_path, **environment)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
@@ -525,7 +525,3 @@ def table(results: Path, name: str) -> pa.Table:
 def run_command(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-def without_server() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}

@@ -203,7 +203,7 @@ def test_who_cancels_a_run_sends_its_hands_home(client, on_server, make_video, a
 
     monkeypatch.setattr("flows.more_hands._FRAMES_A_RUN", 1000)
     face = np.ascontiguousarray(astronaut[:256, 96:352])
-    video = make_video(tmp_path / "long.mp4", frame_count=12_000, fps=30, image=face, options={"preset": "ultrafast"})
+    video = make_video(tmp_path / "long.mp4", frame_count=6000, fps=30, image=face, options={"preset": "ultrafast"})
     pool = make_pool(client, "cancelled", workers=2)
     parameters = {"sources": [str(video)], "results": str(tmp_path / "results"), "settings": {"annotate": False}}
     run, thread = start_in_pool(client, pool, parameters)
@@ -288,7 +288,7 @@ def environment(server: Server, folder: Path) -> dict[str, str]:
 
 
 def test_two_workers_make_the_pieces_of_one_video(server, make_video, astronaut, tmp_path):
-    frames, seen_a_second = 21_000, 15
+    frames, seen_a_second = 21_000, 10
     face = np.ascontiguousarray(astronaut[:256:2, 96:352:2])
     video = make_video(tmp_path / "long.mp4", frame_count=frames, fps=30, image=face, options={"preset": "ultrafast"})
     results = tmp_path / "results"

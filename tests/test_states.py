@@ -51,6 +51,13 @@ def viewer(tmp_path_factory):
         yield ended.enter_context(serve_viewer(folder))
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """A page over a folder in which nothing has been analysed."""
+    with serve_viewer(tmp_path_factory.mktemp("empty")) as started:
+        yield started
+
+
 def looked_at(browser, url, said, tmp_path):
     """Open a page at each width and tell what is wrong with its look."""
     wrong = []
@@ -89,9 +96,8 @@ def test_a_state_fits_its_screen_and_can_be_read(viewer, browser, tmp_path, path
 @pytest.mark.parametrize(
     ("path", "said"), [("", "What happens then"), ("videos", "No video has been analysed yet."), ("live", "The camera")]
 )
-def test_an_empty_folder_fits_its_screen_and_can_be_read(tmp_path, browser, path, said):
-    with serve_viewer(tmp_path) as viewer:
-        assert looked_at(browser, f"{viewer.url}/{path}", said, tmp_path) == []
+def test_an_empty_folder_fits_its_screen_and_can_be_read(empty, tmp_path, browser, path, said):
+    assert looked_at(browser, f"{empty.url}/{path}", said, tmp_path) == []
 
 
 def test_a_page_without_its_bucket_fits_its_screen_and_can_be_read(s3_server, bucket, browser, tmp_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from prefect_server import Server, eventually
+from prefect_server import Server, eventually, without_prefect
 
 from ferflow.emotions import EMOTIONS
 from flows.cli import main
@@ -85,7 +84,7 @@ def trained(data: Path, config: Path, server: Server, tmp_path_factory: pytest.T
 
     out = tmp_path_factory.mktemp("out") / "runs"
     command = [sys.executable, "-m", "flows.cli", "train", str(data), "--config", str(config), "--out", str(out)]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = without_prefect()
     said = []
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

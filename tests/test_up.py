@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from browser import opened, started_browser
 from playwright.sync_api import expect
-from prefect_server import answer_to, eventually
+from prefect_server import answer_to, eventually, without_prefect
 
 from ferflow.storage import Results, content_id
 from ferflow.watch_settings import load_watch_settings
@@ -80,7 +80,7 @@ class Up:
             is_complete = len(found) == len(OFFERS) and all("additionalProperties" in form for form in forms)
             return found if is_complete else None
 
-        return eventually(complete, f"the deployments; {self.said}{self.logs}")
+        return eventually(complete, lambda: f"the deployments; {self.said}{self.logs}")
 
 
 OFFERS = offers("/", load_watch_settings(None))
@@ -90,7 +90,7 @@ def start(
     folder: Path, *options: str, command: tuple[str, ...] = (str(FERFLOW), "up"), password: str = "", **given: str
 ) -> Up:
     """Start it in a folder and wait until it says its addresses."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = without_prefect()
     environment |= {"PREFECT_HOME": str(folder / "home"), "FERFLOW_MODELS": str(folder / "models")} | given
     if password:
         environment["PREFECT_SERVER_API_AUTH_STRING"] = password
@@ -165,7 +165,7 @@ def run_form(up: Up, name: str, **parameters: Any) -> Any:
         run = up.ask(f"api/flow_runs/{created['id']}")
         return run if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
-    return eventually(ended, f"the run of {name}; {up.logs}")
+    return eventually(ended, lambda: f"the run of {name}; {up.logs}")
 
 
 def rows(folder: Path) -> dict[str, dict[str, Any]]:
@@ -217,7 +217,7 @@ def test_the_deployments_are_there_with_complete_forms(up):
         assert deployment["enforce_parameter_schema"]
         assert not deployment["paused"]
     automations = lambda: [automation["name"] for automation in up.ask("api/automations/filter", {})]  # noqa: E731
-    assert eventually(automations, f"what the watch makes; {up.logs}") == [DEAD_RUNS]
+    assert eventually(automations, lambda: f"what the watch makes; {up.logs}") == [DEAD_RUNS]
     analyze = found["analyze-videos"]
     assert analyze["parameters"] == {"sources": [f"{up.folder}/inbox"], "results": f"{up.folder}/results"}
     fields = analyze["parameter_openapi_schema"]["definitions"]["Settings"]["properties"]
@@ -270,7 +270,7 @@ def test_a_wrong_path_is_answered_with_a_sentence(up, source, sentence):
 def test_a_video_copied_into_the_inbox_is_analysed(up, make_video, grace_hopper, monkeypatch):
     made = make_video(up.folder / "made" / "talk.mp4", frame_count=4, image=grace_hopper)
     shutil.copy(made, up.folder / "inbox" / "talk.mp4")
-    eventually(lambda: "talk.mp4" in rows(up.folder), f"the video; {up.logs}")
+    eventually(lambda: "talk.mp4" in rows(up.folder), lambda: f"the video; {up.logs}")
     assert rows(up.folder)["talk.mp4"]["status"] == "done"
     # From its page a person finds the run in Prefect.
     monkeypatch.setenv("PREFECT_API_URL", f"{up.page}/api")
@@ -302,7 +302,7 @@ def test_a_model_that_is_added_can_be_chosen(up, two_models):
         form = up.deployments()["analyze-videos"]["parameter_openapi_schema"]
         return form["definitions"]["Settings"]["properties"]["model"]["enum"]
 
-    eventually(lambda: folder.name in choices(), f"the choice; {up.logs}")
+    eventually(lambda: folder.name in choices(), lambda: f"the choice; {up.logs}")
 
 
 def test_a_second_one_in_the_folder_is_refused(up):
@@ -384,7 +384,7 @@ def test_make_up_is_all_of_it(tmp_path, clip):
     up = start(tmp_path, command=("make", "up"))
     try:
         shutil.copy(clip, tmp_path / "inbox")
-        eventually(lambda: clip.name in rows(tmp_path), f"the video; {up.logs}")
+        eventually(lambda: clip.name in rows(tmp_path), lambda: f"the video; {up.logs}")
         running = process_of(up, ".venv/bin/ferflow up")
         assert running is not None
         os.kill(running, signal.SIGINT)
@@ -395,7 +395,7 @@ def test_make_up_is_all_of_it(tmp_path, clip):
 
 
 def refused(folder: Path, *options: str, **given: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = without_prefect()
     done = subprocess.run(
         [FERFLOW, "up", *options], cwd=folder, env=environment | given, capture_output=True, text=True, check=False
     )
@@ -434,4 +434,4 @@ def begin_long_run(up: Up, make_video, image) -> None:
     long = make_video(up.folder / "made" / "long.mp4", frame_count=3000, fps=25, image=small)
     deployment = up.wait_for_forms()["analyze-videos"]
     up.ask(f"api/deployments/{deployment['id']}/create_flow_run", {"parameters": {"sources": [str(long)]}})
-    eventually(lambda: process_of(up, "prefect.engine"), f"the process of the run; {up.logs}")
+    eventually(lambda: process_of(up, "prefect.engine"), lambda: f"the process of the run; {up.logs}")

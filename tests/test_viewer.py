@@ -23,7 +23,7 @@ from browser import FERFLOW, faint_texts, opened, serve_viewer
 from lacking import lacking
 from made_results import BEGAN, INFO, add_video
 from playwright.sync_api import Page, expect
-from prefect_server import end, eventually
+from prefect_server import end, eventually, without_prefect
 from s3_server import in_trouble
 
 from ferflow.compaction import compact
@@ -53,7 +53,7 @@ def watching(folder: Path) -> Iterator[None]:
             cwd=folder,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+            env=without_prefect(),
             start_new_session=True,
         )
     try:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from prefect_server import SECONDS_TO_STOP, Server, end, eventually
+from prefect_server import SECONDS_TO_STOP, Server, end, eventually, without_prefect
 
 from benchmarks.measure import cpu_seconds_of
 from ferflow.errors import ConfigError
@@ -764,7 +764,7 @@ def forwarding(port: int, server: Server) -> Iterator[None]:
 
 
 def test_without_a_server_the_command_analyses_in_its_own_process(clips, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = without_prefect()
     with command(tmp_path, environment) as watch:
         shutil.copy(clips[0], watch.inbox)
         eventually(lambda: f"[1/1] {clips[0].name}: 3 frames, 3 faces" in watch.said, "a line")
@@ -781,7 +781,7 @@ def test_a_watch_makes_the_automation_that_is_for_when_none_runs(server, tmp_pat
 
 
 def test_a_wrong_setting_is_a_sentence(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = without_prefect()
     with command(tmp_path, environment, config="after = 'delete'") as watch:
         assert watch.process.wait(60) == 2
     assert len(watch.said.splitlines()) == 1

@@ -134,10 +134,8 @@ class Reconciler:
         self, run: "FlowRun", beats: "Sequence[ReceivedEvent]", gone: Callable[[str], frozenset[str]]
     ) -> float:
         assert run.state is not None
-        if run.state.is_pending():
+        if run.state.is_pending() or not beats:
             return self._silent_seconds if _is_deserted(run, gone) else self._beginning_seconds
-        if not beats:
-            return self._beginning_seconds
         apart = self._heartbeat_seconds
         if len(beats) > 1:
             apart = (beats[0].occurred - beats[1].occurred).total_seconds()
@@ -213,7 +211,7 @@ def _runs(
 
 
 def _is_deserted(run: "FlowRun", gone: Callable[[str], frozenset[str]]) -> bool:
-    """Whether a run that is about to begin waits for a worker that is gone, and with it the process."""
+    """Whether a run that has said nothing yet was taken by a worker that is gone, and with it the process."""
     pool, worker = run.work_pool_name, run.labels.get("prefect.worker.name")
     # Another kind of worker has the run begun by a cluster, which outlives it and may have to wait for a machine.
     is_process = run.labels.get("prefect.worker.type") == "process"

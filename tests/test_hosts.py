@@ -22,6 +22,7 @@ FRAMES = 4
 PASSWORD = "admin:only-a-test"
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.fault("of three hosts one is cut off from the network and one loses its power")
 def test_every_video_is_done_once_though_a_host_is_cut_off_and_another_dies(
     make_video, astronaut, tmp_path, tmp_path_factory, monkeypatch, record_property

@@ -122,14 +122,17 @@ def test_a_run_that_is_about_to_begin_is_given_more_time(deployment, on_server, 
     assert time.monotonic() - started > 4 * SILENT_SECONDS
 
 
-@pytest.mark.fault("a worker is killed with -9 before the process of its run has begun", "the next begins it")
-def test_a_run_whose_worker_died_before_it_began_is_found_dead_sooner(server, on_server, tmp_path):
+@pytest.mark.fault("a worker is killed with -9 before the process of its run has said anything", "the next begins it")
+@pytest.mark.parametrize("reached", ["PENDING", "RUNNING"])
+def test_a_run_whose_worker_died_before_it_said_anything_is_found_dead_sooner(server, on_server, reached, tmp_path):
     """Seen to fail: it was given the time of one that is slow to begin, ten minutes, and its videos waited."""
     from prefect import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
 
+    pool = f"slow {reached}"
+
     def worker(name: str, heartbeat_seconds: int) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "slow", "--limit", "1", "--name", name]
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--limit", "1", "--name", name]
         quick = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_WORKER_HEARTBEAT_SECONDS": str(heartbeat_seconds)}
         with (tmp_path / f"{name}.log").open("wb") as log:
             return subprocess.Popen(
@@ -137,11 +140,11 @@ def test_a_run_whose_worker_died_before_it_began_is_found_dead_sooner(server, on
             )
 
     with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name="slow", type="process"))
+        client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
         deployment = client.create_deployment(
             client.create_flow(analyze_videos),
-            name="slow",
-            work_pool_name="slow",
+            name=pool,
+            work_pool_name=pool,
             # A machine that is so busy that the process takes minutes to begin.
             job_variables={"command": "sleep 300"},
         )
@@ -157,12 +160,14 @@ def test_a_run_whose_worker_died_before_it_began_is_found_dead_sooner(server, on
             workers.append(worker(name, heartbeat_seconds))
             runs.append(make_run(server, str(deployment)))
             eventually(lambda: is_submitted(runs[-1]), f"the run of the worker that {name}")
+        for run_id in runs:
+            put(server, run_id, reached)
         kill_hard(workers.pop())
         dead, again = eventually(reconciler.look, "the run to be found dead")
         assert "the process or the machine that carried it out is gone" in dead
         assert again.endswith("It crashed and is begun again, attempt 2 of 3.")
         assert state(server, runs[1])["name"] == "AwaitingRetry"
-        assert state(server, runs[0])["type"] == "PENDING"
+        assert state(server, runs[0])["type"] == reached
     finally:
         for each in workers:
             end(each)

@@ -65,10 +65,11 @@ class Sizes:
     clip_counts: tuple[int, ...]
     lengths_minutes: tuple[float, ...]
     face_counts: tuple[int, ...]
+    """Square numbers: as many across as down."""
 
 
 _WHOLE = Sizes(3, 15, 200, 40, (30, 10), 2, (1, 10, 100, 1000), (1, 10, 60), (1, 4, 16))
-_QUICK = Sizes(1, 15, 4, 4, (0.25, 0.07), 0.25, (1, 4), (0.25, 0.5), (1, 2))
+_QUICK = Sizes(1, 15, 4, 4, (0.25, 0.07), 0.25, (1, 4), (0.25, 0.5), (1, 4))
 
 
 def main() -> None:

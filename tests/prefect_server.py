@@ -25,6 +25,7 @@ PATIENCE_SECONDS = 180
 # What takes seconds on a free machine takes minutes on a busy one.
 SECONDS_TO_STOP = 20
 # Two or three on a free machine: a look every two seconds, and Prefect's serving process waits three.
+_TELLS_NOBODY = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 
 
 def eventually(
@@ -127,8 +128,7 @@ def serve_prefect(home: Path, *, host: str = "127.0.0.1", port: int = 0, **setti
     url = f"http://{host}:{port}/api"
     environment = without_prefect() | {
         "PREFECT_HOME": str(home),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
+        **_TELLS_NOBODY,
         **settings,
     }
     quick = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_UI_ENABLED": "false"}
@@ -161,7 +161,7 @@ def _database_without_runs() -> bytes:
     with tempfile.TemporaryDirectory() as home:
         subprocess.run(
             [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"],
-            env=without_prefect() | {"PREFECT_HOME": home},
+            env=without_prefect() | {"PREFECT_HOME": home} | _TELLS_NOBODY,
             check=True,
             capture_output=True,
         )

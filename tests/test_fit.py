@@ -57,21 +57,21 @@ def splits(data: Path) -> DataSplits:
 
 
 @pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Epoch]]:
-    """A model of the small recipe, and its epochs."""
-    epochs: list[Epoch] = []
-    return train(data, CONFIGS / "smoke.toml", tmp_path_factory.mktemp("trained"), on_epoch=epochs.append), epochs
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[Epoch]]:
+    """Where a model of the small recipe was to be left, the model, and its epochs."""
+    out, epochs = tmp_path_factory.mktemp("trained"), list[Epoch]()
+    return out, train(data, CONFIGS / "smoke.toml", out, on_epoch=epochs.append), epochs
 
 
 def test_training_learns_and_leaves_a_model_that_says_what_it_is(
-    trained: tuple[Path, list[Epoch]], splits: DataSplits, recipe: Recipe
+    trained: tuple[Path, Path, list[Epoch]], splits: DataSplits, recipe: Recipe
 ) -> None:
-    directory, epochs = trained
+    out, directory, epochs = trained
     assert [epoch.number for epoch in epochs] == list(range(1, 13))
     assert epochs[-1].train_loss < epochs[0].train_loss
 
     description = read_description(directory)
-    assert directory.name == description.version
+    assert directory == out / description.version
     assert description.version.startswith("smoke-")
     assert (directory / "MODEL_CARD.md").is_file()
     assert description.framing == recipe.framing
@@ -211,9 +211,9 @@ def test_a_file_that_is_no_checkpoint_is_refused_with_a_sentence(tmp_path: Path)
 
 
 def test_a_model_is_taught_by_others_and_starts_from_another(
-    trained: tuple[Path, list[Epoch]], data: Path, splits: DataSplits, tmp_path: Path
+    trained: tuple[Path, Path, list[Epoch]], data: Path, splits: DataSplits, tmp_path: Path
 ) -> None:
-    teacher, _ = trained
+    _, teacher, _ = trained
     smoke = (CONFIGS / "smoke.toml").read_text()
     taught = smoke.replace('start = "scratch"', f'start = "{teacher}"').replace("epochs = 12", "epochs = 1")
     taught = taught.replace("teachers = []", f'teachers = ["{teacher}"]').replace(

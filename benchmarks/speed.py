@@ -3,7 +3,7 @@
 Whole processes from start to files written, in alternation: ferflow with its defaults, the packages of
 `benchmarks.peers` with theirs and the bare loop of `benchmarks.pipeline`.
 
-    python -m benchmarks.speed VIDEOS            # every table, some hours
+    python -m benchmarks.speed VIDEOS            # every table, an hour
     python -m benchmarks.speed VIDEOS --quick    # the same tables from short material, some minutes
     python -m benchmarks.speed VIDEOS --only b   # one of them
 """

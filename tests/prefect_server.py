@@ -47,11 +47,11 @@ def eventually(
 
 
 def answer_to(request: urllib.request.Request) -> Any:
-    """What a Prefect server answers."""
+    """What a Prefect server answers; None where that is an empty text."""
     for is_last in (False, False, True):
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
-                return json.load(response)
+                return json.loads(response.read() or b"null")
         except (urllib.error.HTTPError, TimeoutError) as error:
             # Its database is locked for a moment; Prefect's own clients ask again, too.
             if is_last or getattr(error, "code", 503) != 503:

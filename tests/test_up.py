@@ -324,7 +324,7 @@ def test_a_schedule_that_somebody_turned_on_stays_on_when_the_serving_process_be
         {"Content-Type": "application/json"},
         method="PATCH",
     )
-    urllib.request.urlopen(request, timeout=60).close()
+    answer_to(request)
     serving = eventually(lambda: process_of(up, "flows.cli serve"), "the serving process")
     os.kill(serving, signal.SIGKILL)
     eventually(lambda: "The serving process was ended by SIGKILL and is started again in 1 s." in up.said, "a word")

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,9 +17,15 @@ from viewer.strip import STYLE, legend_html, strip_html
 from viewer.theme import EMOTION_COLORS, INK_COLORS, MUTED
 
 _LOOK_SECONDS = 1.0
+_GATHER_SECONDS = 0.15
 _MOMENTS = 120
 _MOST_LANES = 6
-_CAMERA = {"video": {"width": {"ideal": 640}, "height": {"ideal": 480}, "frameRate": {"ideal": 20}}, "audio": False}
+_CAMERA = "camera"
+# Its key in the session's state.
+_CONSTRAINTS = {
+    "video": {"width": {"ideal": 640}, "height": {"ideal": 480}, "frameRate": {"ideal": 20}},
+    "audio": False,
+}
 _NO_SERVERS: dict[str, Any] = {"iceServers": []}
 # Browser and this page find each other without asking anybody; the library would ask a server of Google's.
 _HELP = """
@@ -57,11 +64,12 @@ def show() -> None:
     live = _live_faces()
     picture, beside = st.columns((3, 2), gap="large")
     with picture:
+        _gather_addresses()
         streamer = webrtc_streamer(
-            "live",
+            _CAMERA,
             mode=WebRtcMode.SENDRECV,
             rtc_configuration=_NO_SERVERS,
-            media_stream_constraints=_CAMERA,
+            media_stream_constraints=_CONSTRAINTS,
             video_frame_callback=functools.partial(_annotate, live),
             video_html_attrs={"autoPlay": True, "controls": False, "muted": True, "style": {"width": "100%"}},
             media_toggle_controls=False,
@@ -82,6 +90,16 @@ def show() -> None:
     st.fragment(_show_timeline, run_every=every)(live)
     _show_keeping(live)
     st.expander("It does not start?").markdown(_HELP)
+
+
+def _gather_addresses() -> None:
+    """Wait, so that one run does for many while the browser tells, one by one, at which addresses it can be reached.
+
+    Runs that follow each other within some milliseconds are miscounted by streamlit_webrtc 0.79, which then takes the
+    camera for one of a page that was left, and stops it (`component._get_or_create_context`).
+    """
+    if _CAMERA in st.session_state and any(st.session_state[_CAMERA].state):
+        time.sleep(_GATHER_SECONDS)
 
 
 @st.cache_resource(show_spinner="Loading the models, once: some seconds.")

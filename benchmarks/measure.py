@@ -67,9 +67,9 @@ def run(command: Sequence[str | Path], *, cwd: Path | None = None, env: dict[str
     return Usage(usage.ru_utime + usage.ru_stime, monotonic() - start, peak_kb / 1024)
 
 
-def run_python(*arguments: str | Path) -> Usage:
+def run_python(*arguments: str | Path, env: dict[str, str] | None = None) -> Usage:
     """Run this Python, as `run` does."""
-    return run([sys.executable, *arguments])
+    return run([sys.executable, *arguments], env=env)
 
 
 def cpu_seconds_of(process: int) -> float:

@@ -1,25 +1,31 @@
 """videos -> CPU seconds, frames a second and peak memory of `ferflow analyze` against a bare loop
 
 The floor is the same decode, detect, batched classify and encode in one loop and nothing else: no tracks, no tables,
-no drawing, no summary, no sound, one pass. Both run as whole processes in alternation, start-up included.
+no drawing, no summary, no sound, one pass. What makes ferflow's own decoding and encoding cheaper (threads, pictures
+handed over without a copy, memory that is kept) it has too. Both run as whole processes in alternation, start-up
+included.
 
     python -m benchmarks.pipeline VIDEO [VIDEO ...] [--rounds 3]     # CPU, speed, and CPU by stage
+    python -m benchmarks.pipeline VIDEO --stages                     # CPU by stage alone
     python -m benchmarks.pipeline VIDEO --minutes 1 30               # memory: the video repeated to these lengths
 """
 
 import argparse
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 
-from benchmarks.measure import run_python
+from benchmarks.measure import Usage, run_python
+from ferflow.child_process import CHILD_ENVIRONMENT
 from ferflow.config import Settings
 from ferflow.faces import crop_gray, face_window
 from ferflow.frames import ENCODING, THREADED_FROM_PX, VideoReader
@@ -37,17 +43,31 @@ def main() -> None:
     parser.add_argument("videos", metavar="VIDEO", nargs="+", type=Path)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each, in alternation")
     parser.add_argument("--minutes", type=float, nargs="+", help="repeat the first video to these lengths")
+    parser.add_argument("--stages", action="store_true", help="print the CPU time by stage, in this process")
     parser.add_argument("--floor", action="store_true", help="run the bare loop on the videos, measure nothing")
     args = parser.parse_args()
     if args.floor:
         for video in args.videos:
             bare_loop(video, Path(os.devnull))
+    elif args.stages:
+        for video in args.videos:
+            _print_stages(video)
     elif args.minutes:
         compare_memory(args.videos[0], args.minutes)
     else:
         compare_cpu(args.videos, args.rounds)
-        for video in args.videos:
-            print_stages(video)
+        print_stages(args.videos)
+
+
+def run_floor(videos: Sequence[Path]) -> Usage:
+    """The bare loop over some videos, in a process of its own with the environment of those that read videos."""
+    return run_python("-m", "benchmarks.pipeline", "--floor", *videos, env={**CHILD_ENVIRONMENT, **os.environ})
+
+
+def print_stages(videos: Sequence[Path]) -> None:
+    """CPU milliseconds a frame by stage, measured in a process with the environment of those that read videos."""
+    command = [sys.executable, "-m", "benchmarks.pipeline", "--stages", *map(str, videos)]
+    subprocess.run(command, env={**CHILD_ENVIRONMENT, **os.environ}, check=True)
 
 
 def compare_cpu(videos: list[Path], rounds: int) -> None:
@@ -60,7 +80,7 @@ def compare_cpu(videos: list[Path], rounds: int) -> None:
             frame_count = sum(1 for _ in reader.frames(size_wh=(16, 16)))
         floor, ours, seconds, peaks = [], [], [], []
         for _ in range(rounds):
-            floor.append(run_python("-m", "benchmarks.pipeline", "--floor", video).cpu_seconds)
+            floor.append(run_floor([video]).cpu_seconds)
             with tempfile.TemporaryDirectory() as folder:
                 usage = run_python("-m", "flows.cli", "analyze", video, "--results", folder, "--no-prefect")
             ours.append(usage.cpu_seconds)
@@ -86,9 +106,9 @@ def compare_memory(video: Path, minutes: list[float]) -> None:
             print(f"{length:8g}{usage.peak_mb:9.0f}{usage.cpu_seconds:8.0f}", flush=True)
 
 
-def print_stages(video: Path) -> None:
-    """CPU milliseconds a frame by stage, in this process, models warm; detector and codecs have threads of their own,
-    so a stage is the difference between runs with and without it."""
+def _print_stages(video: Path) -> None:
+    """As `print_stages`, in this process, models warm; detector and codecs have threads of their own, so a stage is the
+    difference between runs with and without it."""
     # As of a long video: of a clip that is to be annotated the frames are kept, and nothing is decoded again.
     classifier, settings = warm_classifier("default"), Settings(annotate=False)
     classifying = 0.0
@@ -130,14 +150,16 @@ def print_stages(video: Path) -> None:
         )
         annotation = cpu(lambda: annotate_video(video, faces, results, settings=settings))
         summary = cpu(lambda: summarize_video(faces, None, results, settings=settings))
+        decoding_again = cpu(decode)
     stages = {
         "decode": decoding,
         "detect": detecting,
         "classify": classifying,
         "track, crop, write rows": analysis - decoding - detecting - classifying,
-        "decode again": decoding,
-        "draw, encode": annotation - decoding,
+        "decode again": decoding_again,
+        "draw, encode": annotation - decoding_again,
         "summary, timeline": summary,
+        "together": analysis + annotation + summary,
     }
     print(f"\n{video.name}: CPU ms a frame")
     for name, seconds in stages.items():
@@ -157,13 +179,15 @@ def bare_loop(video: Path, target: Path) -> None:
             encoder.thread_count = 1
         encoder.width, encoder.height = decoder.width // 2 * 2, decoder.height // 2 * 2
         encoder.pix_fmt = "yuv420p"
+        # As ferflow's own: `frames.rewrite_video` says why.
+        wrap = av.VideoFrame.from_numpy_buffer if encoder.height % 4 == 0 else av.VideoFrame.from_ndarray
         encoded: list[av.Packet] = []
 
         def frames() -> Iterator[Frame]:
             for index, picture in enumerate(source.decode(decoder)):
                 image = np.ascontiguousarray(picture.to_ndarray(format="rgb24"))
                 planes = cv2.cvtColor(image[: encoder.height, : encoder.width], cv2.COLOR_RGB2YUV_I420)
-                encoded.extend(encoder.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+                encoded.extend(encoder.encode(wrap(planes, format="yuv420p")))
                 yield Frame(index, index / decoder.average_rate, 1 / decoder.average_rate, image)
 
         for frame, faces in find_faces(frames(), detector):

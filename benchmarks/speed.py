@@ -28,7 +28,7 @@ import numpy as np
 
 from benchmarks.measure import Usage, cpu_seconds_of, run_python
 from benchmarks.peers import Peer, find_peers
-from benchmarks.pipeline import print_stages, repeat
+from benchmarks.pipeline import print_stages, repeat, run_floor
 from ferflow.frames import VideoReader
 from flows.up_command import with_settings
 
@@ -46,6 +46,8 @@ _FACES = (
 _COLD, _LONG_360P, _LONG_1080P = _FACES[0], _FACES[0], _FACES[2]
 _SHORT_SIDE_PX = 360
 _FLOOR, _OURS = "bare loop", "ferflow"
+_STAGES_SECONDS = 30.0
+# Of a long video, to see where its time goes: what is done once a video hardly counts.
 _FLUSH_SECONDS = 10.0
 # After so long Prefect's server has written down what a run told it.
 
@@ -107,7 +109,7 @@ class Bench:
 
     def floor(self, files: Sequence[Path]) -> Usage:
         """The bare loop."""
-        return run_python("-m", "benchmarks.pipeline", "--floor", *files)
+        return run_floor(files)
 
     def compare(self, title: str, files: Sequence[Path], *, rounds: int, peer_files: Sequence[Path] = ()) -> None:
         """A line for each, and the ratios; the other packages may be given less, and count by the frame."""
@@ -154,7 +156,9 @@ def long(bench: Bench) -> None:
         repeat(bench.videos / name, whole, seconds=minutes * 60)
         repeat(bench.videos / name, part, seconds=min(bench.sizes.peer_minutes, minutes) * 60)
         bench.compare(f"(c) {minutes:g} minutes of {name}", [whole], rounds=1, peer_files=[part])
-        print_stages(bench.videos / name)
+        piece = bench.scratch / f"stages_{name}"
+        repeat(bench.videos / name, piece, seconds=min(_STAGES_SECONDS, minutes * 60))
+        print_stages([piece])
 
 
 def growth(bench: Bench) -> None:

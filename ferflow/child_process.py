@@ -151,10 +151,17 @@ def end_children() -> None:
 
 atexit.register(end_children)
 
-_KEEPING_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(384 << 20)}
-# A frame's memory is used for the next one, and that of a clip's frames for the next clip's. The C library would give
-# it back to the system, which clears every page that is asked for again: 2.3 of 14.4 ms a frame of 1080p, 0.15 of 5.6
-# ms a frame of clips.
+CHILD_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(384 << 20),
+    "OPENCV_FOR_THREADS_NUM": "1",
+}
+"""What the libraries of a process that reads videos are told, unless the environment tells them something else.
+
+A frame's memory is used for the next one, and that of a clip's frames for the next clip's. The C library would give it
+back to the system, which clears every page that is asked for again: 2.3 of 14.4 ms a frame of 1080p, 0.15 of 5.6 ms a
+frame of clips. OpenCV's threads wait for each other in a loop: 0.4 of 8.2 ms a frame of clips (benchmarks/LOG.md).
+"""
 
 
 class _Child:
@@ -169,7 +176,7 @@ class _Child:
             # -P: nothing is imported from the folder that a person happens to stand in.
             [sys.executable, "-P", "-c", f"from ferflow.child_process import serve; serve{numbers}"],
             pass_fds=numbers,
-            env=_KEEPING_MEMORY | os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+            env=CHILD_ENVIRONMENT | os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
             stdin=subprocess.DEVNULL,
             # Ctrl-C, and what ends this process's group, is for this process to hear.
             start_new_session=True,

@@ -16,7 +16,7 @@ import unicodedata
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal
 
 from ferflow.errors import ConfigError
@@ -102,6 +102,22 @@ class Results:
     def timeline(self, source: str, video_id: str) -> Path:
         """The timeline picture, named like the annotated video."""
         return self.root / "timelines" / f"{_readable(source)}-{video_id}.png"
+
+    def named(self, name: str | None) -> Path | None:
+        """A file that a row of a table names; None if there is none, or not within the results.
+
+        A row from a stranger may name anything. Whether a bucket has the file is not asked.
+
+        Raises:
+            OSError: the folder is not to be seen.
+        """
+        if not name or "://" in name or ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+            return None
+        path = self.root / name
+        # A link within the results may lead out of them.
+        if is_local(path) and not (path.is_file() and path.resolve().is_relative_to(self.root.resolve())):
+            return None
+        return path
 
 
 def place(text: str | os.PathLike[str]) -> Path:

@@ -1,6 +1,7 @@
 """What runs, in what order, and what happens on failure."""
 
 import os
+import sys
 
 # Nothing leaves the machine unless the user says so. Prefect reads these when it is imported and when it starts a
 # server, and whatever imports it here comes through this package first.
@@ -16,3 +17,7 @@ os.environ.setdefault("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
 os.environ.setdefault("PREFECT_CLIENT_RETRY_EXTRA_CODES", "500")
 # What a server that is away could not be told, a screen of text each.
 os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
+
+# The process of a worker's run has loaded Prefect by now, and with it the settings as they were before.
+if "prefect.context" in sys.modules:
+    sys.modules["prefect.context"].refresh_global_settings_context()

@@ -3,6 +3,8 @@
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from flows.reconcile import FLOWS
+
 if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
 
@@ -37,11 +39,13 @@ def _dead_runs() -> "AutomationCore":
 
     return AutomationCore(
         name=DEAD_RUNS,
-        description="A run says every 30 seconds that it is alive. One that has said nothing for five minutes is "
-        "marked as crashed: its process was killed, or its machine is gone.",
+        description="A run of ferflow says every 30 seconds that it is alive. One that has said nothing for five "
+        "minutes is marked as crashed: its process was killed, or its machine is gone.",
         tags=["ferflow"],
         trigger=EventTrigger(
             match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            # A server may have flows of others, whose runs may be silent for longer.
+            match_related=ResourceSpecification({"prefect.resource.role": "flow", "prefect.resource.name": [*FLOWS]}),
             after={"prefect.flow-run.heartbeat"},
             # Another heartbeat, or its end, which may have any name: "Completed with 2 failed videos".
             expect={"prefect.flow-run.*"},

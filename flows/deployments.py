@@ -197,15 +197,21 @@ def complete(form: Mapping[str, Any], filled_in: Mapping[str, Any], versions: Se
         versions: of the emotion models that are installed.
 
     Returns:
-        The same with a choice of versions for the model, titles of words, and no room for parameters that the flow
-        does not have: a run with one would crash.
+        The same with a choice of versions for the model, titles of words, examples in the help texts, and no room for
+        parameters that the flow does not have: a run with one would crash.
     """
     completed: dict[str, Any] = copy.deepcopy(dict(form))
     completed["additionalProperties"] = False
     for group in [completed, *completed.get("definitions", {}).values()]:
         for name, field in group.get("properties", {}).items():
             field["title"] = name.replace("_", " ").capitalize()
+            for example in field.get("examples", ()):
+                # The page itself shows one only in a field that is empty.
+                if example not in field["description"]:
+                    field["description"] += f" For example {example}."
     if analysis := completed.get("definitions", {}).get("Settings"):
         chosen = filled_in.get("settings", {}).get("model", "default")
-        analysis["properties"]["model"]["enum"] = [*dict.fromkeys(["default", *versions, chosen])]
+        model = analysis["properties"]["model"]
+        model["enum"] = [*dict.fromkeys(["default", *versions, chosen])]
+        model["description"] = "The emotion model: `default` is the one in use; or another that is installed."
     return completed

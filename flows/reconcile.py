@@ -33,9 +33,7 @@ _RESUMED = ("analyze-videos",)
 _RESUMED_WITHIN = timedelta(days=1)
 # A run that crashed longer ago, nobody waits for.
 _SILENT_SECONDS = 120.0
-# Four heartbeats, where the package `flows` could ask Prefect for one every 30 seconds.
-_HEARTBEAT_SECONDS = 180.0
-# Prefect's own step, in processes that loaded Prefect first, as a worker's do.
+# Four heartbeats, where nobody chose another time between two than the package `flows`.
 _HEARTBEATS = 2.5
 # One may be lost and the next be late.
 _BEGINNING_SECONDS = 600.0
@@ -57,7 +55,7 @@ class Reconciler:
         self,
         *,
         silent_seconds: float = _SILENT_SECONDS,
-        heartbeat_seconds: float = _HEARTBEAT_SECONDS,
+        heartbeat_seconds: float | None = None,
         beginning_seconds: float = _BEGINNING_SECONDS,
         attempts: int = _ATTEMPTS,
         claim_seconds: float | None = None,
@@ -66,14 +64,15 @@ class Reconciler:
 
         Args:
             silent_seconds: a run that says nothing for so long is dead, unless its heartbeats are rarer.
-            heartbeat_seconds: so far apart they are, as long as fewer than two were heard.
+            heartbeat_seconds: so far apart they are, as long as fewer than two were heard; as in this process if left
+                out.
             beginning_seconds: a run that has said nothing yet is dead after this time; after silent_seconds if its
                 worker is gone.
             attempts: so often is a run begun, the first time included.
             claim_seconds: so long after its end a run may still hold its videos; as long as a claim lasts if left out.
         """
         self._silent_seconds = silent_seconds
-        self._heartbeat_seconds = heartbeat_seconds
+        self._heartbeat_seconds = heartbeat_seconds or float(os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
         self._beginning_seconds = beginning_seconds
         self._attempts = attempts
         self._claim = timedelta(seconds=claim_lasts_seconds() if claim_seconds is None else claim_seconds)
@@ -125,7 +124,8 @@ class Reconciler:
                     "carried it out is gone. What was finished is kept."
                 )
                 client.set_flow_run_state(run.id, Crashed(message=message))
-            _tell_automation(client, run)
+            if beats:
+                _tell_automation(client, beats[0])
             _bury_tasks(client, run)
             yield f"{run.name}: {message}"
         self._last_signs = last_signs
@@ -240,16 +240,15 @@ def _heartbeats(client: "SyncPrefectClient", run: "FlowRun") -> "Sequence[Receiv
     return client.read_events(those, limit=2).events
 
 
-def _tell_automation(client: "SyncPrefectClient", run: "FlowRun") -> None:
-    """Say that nobody need wait for the run's next heartbeat (flows/automations.py).
+def _tell_automation(client: "SyncPrefectClient", beat: "ReceivedEvent") -> None:
+    """Say that nobody need wait for the next heartbeat of the run that this is one of (flows/automations.py).
 
     A server that was begun again keeps back for a quarter of an hour what follows a state from before, as the run's new
     state does. This follows nothing.
     """
-    from prefect.events import Event, Resource
+    from prefect.events import Event
 
-    resource = Resource({"prefect.resource.id": f"prefect.flow-run.{run.id}"})
-    event = Event(event="prefect.flow-run.found-dead", resource=resource)
+    event = Event(event="prefect.flow-run.found-dead", resource=beat.resource, related=beat.related)
     client.request("POST", "/events", json=[event.model_dump(mode="json")])
 
 

@@ -11,7 +11,8 @@ from prefect.states import Completed
 from ferflow.errors import FerflowError
 from ferflow.storage import absolute, place
 from flows.pictures import page_of
-from flows.server import failed, result_on_server
+from flows.run_page import stopped_when_cancelled
+from flows.server import cancelled, failed, result_on_server
 from flows.training_report import describe_nothing_new, describe_retrained
 from models.store import ModelStore
 from tasks.training import retrain_model
@@ -37,7 +38,10 @@ def retrain_emotion_model(settings: RetrainSettings = _DEFAULTS) -> State[Any]:
         settings: When it starts, how gently it goes, what it must prove.
     """
     try:
-        directory = retrain_model(settings)
+        with stopped_when_cancelled() as stop:
+            directory = retrain_model(settings, stop)
+        if stop.is_set():
+            return cancelled("Start it again, and it goes on after the last finished epoch.")
         if directory is None:
             said = describe_nothing_new(count_new_images(settings, ModelStore()), settings)
             return Completed(name="Nothing new", message=said, data=None)

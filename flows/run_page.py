@@ -73,6 +73,27 @@ def stop_of_this_run() -> threading.Event:
     return _stop.get() or threading.Event()
 
 
+@contextlib.contextmanager
+def stopped_when_cancelled() -> Iterator[threading.Event]:
+    """An event that is set when somebody cancels the run that this is called in."""
+    stop, ended, run_id = stop_of_this_run(), threading.Event(), UUID(str(flow_run.id))
+
+    def keep_looking() -> None:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+            while not (stop.is_set() or ended.wait(_LOOK_SECONDS)):
+                with contextlib.suppress(Exception):  # The server is away, say: the next look tries again.
+                    if _is_cancelled(client, run_id):
+                        stop.set()
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(keep_looking,), name="cancel", daemon=True)
+    thread.start()
+    try:
+        yield stop
+    finally:
+        ended.set()
+        thread.join()
+
+
 class RunPage:
     """Listens to a run, tells Prefect's page about it, and looks there whether somebody cancels the run.
 
@@ -191,7 +212,7 @@ class RunPage:
 
     def _look(self, client: "SyncPrefectClient") -> None:
         try:
-            if not self._stop.is_set() and self._is_cancelled(client):
+            if not self._stop.is_set() and _is_cancelled(client, self._run_id):
                 self._logger.info("Somebody cancelled this run: it stops.")
                 self._stop.set()
             if self._stop.is_set():
@@ -221,11 +242,6 @@ class RunPage:
                     self._logger.info("%s: long; further runs that take a share in it: %d", job.name, len(hands))
                     self._hands += hands
                 self._asked_for.add(job.video_id)
-
-    def _is_cancelled(self, client: "SyncPrefectClient") -> bool:
-        kinds = FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])
-        this_run = FlowRunFilter(id=FlowRunFilterId(any_=[self._run_id]), state=FlowRunFilterState(type=kinds))
-        return client.count_flow_runs(flow_run_filter=this_run) > 0
 
     def _tell_progress(self, client: "SyncPrefectClient") -> None:
         with self._lock:
@@ -284,6 +300,12 @@ class RunPage:
         elsewhere = f", {counts['in another run']} in another run" if counts["in another run"] else ""
         done = f"{counts['done']} analysed, {counts['already done']} already done, {counts['failed']} failed"
         return f"{done}{copies}{elsewhere}."
+
+
+def _is_cancelled(client: "SyncPrefectClient", run_id: UUID) -> bool:
+    kinds = FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])
+    this_run = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]), state=FlowRunFilterState(type=kinds))
+    return client.count_flow_runs(flow_run_filter=this_run) > 0
 
 
 def _let_ferflow_speak() -> None:

@@ -66,6 +66,14 @@ def failed(error: FerflowError) -> "State[Any]":
     return Failed(message=str(error), data=error)
 
 
+def cancelled(left: str) -> "State[Any]":
+    """The state of a run that somebody cancelled; `left` says what becomes of what it was at."""
+    from prefect.states import Cancelled
+
+    message = f"Cancelled. {left}"
+    return Cancelled(message=message, data=StoppedError(message))
+
+
 def leave_lines_of_code_out() -> None:
     """Let this process's runs be logged with the sentence of their state alone.
 

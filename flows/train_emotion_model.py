@@ -11,7 +11,8 @@ from prefect.states import Completed
 
 from ferflow.errors import FerflowError
 from flows.pictures import page_of
-from flows.server import failed, result_on_server
+from flows.run_page import stopped_when_cancelled
+from flows.server import cancelled, failed, result_on_server
 from flows.training_report import describe_trained
 from tasks.training import train_model
 from training.dataset import Leaks
@@ -37,7 +38,10 @@ def train_emotion_model(data: str, config: str = "", out: str = "runs", leaks: L
         leaks: Training images that are also in the test: refuse to train, leave them out, or keep them.
     """
     try:
-        directory = train_model(Path(data), Path(config) if config else None, Path(out), leaks)
+        with stopped_when_cancelled() as stop:
+            directory = train_model(Path(data), Path(config) if config else None, Path(out), leaks, stop)
+        if stop.is_set():
+            return cancelled("Start it again, and it goes on after the last finished epoch.")
         said = describe_trained(directory)
         pictures = sorted((Path(out) / FIGURES).glob("*.png"))
         create_markdown_artifact(page_of(said, pictures), key="training-pictures", description=said.splitlines()[0])

@@ -1,6 +1,7 @@
 """one video's summary -> its page in Markdown, for a person"""
 
 import base64
+import contextlib
 from pathlib import Path
 
 from ferflow.emotions import EMOTIONS
@@ -64,16 +65,13 @@ def _facts(summary: VideoSummary, results: Results) -> list[tuple[str, str]]:
 
 def _timeline(summary: VideoSummary, results: Results) -> str:
     """The picture in base64; empty if there is none."""
-    if summary.timeline_path is None:
-        return ""
     import cv2
     import numpy as np
 
-    try:
-        content = (results.root / summary.timeline_path).read_bytes()
-    except OSError:
-        return ""
-    picture: np.ndarray | None = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    picture: np.ndarray | None = None
+    with contextlib.suppress(OSError, cv2.error):  # Gone; empty.
+        if (path := results.named(summary.timeline_path)) is not None:
+            picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     if picture is None:
         return ""
     height, width = picture.shape[:2]

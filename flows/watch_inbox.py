@@ -49,8 +49,8 @@ def watch_inbox(
         results: Folder to write to, for example /data/results; what is done is known from it.
         settings: What to look at and how.
         after: Leave a video where it is when it has been dealt with, or move it out of the way.
-        done_folder: Where analysed videos are moved: a folder beside the inbox, or a whole path.
-        failed_folder: Where videos are moved that cannot be analysed.
+        done_folder: Where analysed videos are moved: a folder beside the inbox, or a whole path such as /data/done.
+        failed_folder: Where videos are moved that cannot be analysed, for example /data/failed.
         redo_outdated: Analyse again what was analysed with another model or other settings.
         workers: Videos at a time; 0 is one for each processor.
         videos_per_run: The most videos in one run; more become several.

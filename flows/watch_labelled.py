@@ -4,9 +4,9 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed, Failed
 
-from ferflow.errors import FerflowError
+from ferflow.errors import FerflowError, StoppedError
 from flows.retrain_emotion_model import retrain_emotion_model
 from flows.server import failed
 from flows.training_report import describe_nothing_new
@@ -37,6 +37,8 @@ def watch_labelled(settings: RetrainSettings = _DEFAULTS) -> State[Any]:
     # A state of its own: where a flow hands on another's, Prefect names it anew and drops the sentence.
     state: State[Any] = retrain_emotion_model(settings, return_state=True)
     ended: Any = state.result(raise_on_failure=False)
+    if isinstance(ended, StoppedError):
+        return Cancelled(message=state.message, data=ended)
     if isinstance(ended, BaseException):
         return Failed(message=state.message, data=ended)
     return Completed(name=state.name, message=state.message, data=ended)

@@ -57,12 +57,15 @@ def _claim(content: bytearray, other: bytes, rng: random.Random) -> bytearray:
     return content
 
 
-def write_damaged(clips: list[Path], count: int, folder: Path, *, seed: int) -> None:
-    """So many damaged files of some clips in a folder; the same for the same seed and clips."""
+def write_damaged(clips: list[Path], count: int, folder: Path, *, seed: int) -> set[Path]:
+    """So many damaged files of some clips in a folder, the same for the same seed and clips; gives the clips drawn."""
     rng = random.Random(seed)
     contents = [clip.read_bytes() for clip in clips]
     folder.mkdir()
+    drawn = set()
     for number in range(count):
         index = rng.randrange(len(clips))
         content = damage(contents[index], rng.choice(contents), rng) or b"\0"
         (folder / f"{number:03d}{clips[index].suffix}").write_bytes(content)
+        drawn.add(clips[index])
+    return drawn

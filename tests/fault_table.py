@@ -10,14 +10,17 @@ IS_WHOLE = os.environ.get("FAULTS") == "all"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "fault(what, figures): does what the world does to a pipeline; in `make faults`")
+    config.addinivalue_line("markers", "fault(what, holds): does what the world does to a pipeline; in `make faults`")
 
 
 def name_faults(items: list[pytest.Item]) -> None:
-    """What the mark of a test says goes with its report, also from another process."""
+    """What the mark of a test says goes with its report, also from another process.
+
+    What a test counted is its property `figures`; what its mark says to hold is asserted, and not counted.
+    """
     for item in items:
         if (mark := item.get_closest_marker("fault")) is not None:
-            item.user_properties += zip(("fault", "figures"), mark.args, strict=False)
+            item.user_properties += zip(("fault", "holds"), mark.args, strict=False)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -28,9 +31,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in terminalreporter.getreports(outcome):
             told = dict(report.user_properties)
             if "fault" in told and (report.when == "call" or outcome != "passed"):
-                figures = told.get("figures", "nothing lost") if outcome == "passed" else outcome.upper()
-                rows[told["fault"], figures] += 1
+                rows[told["fault"], _figures(told) if outcome == "passed" else outcome.upper()] += 1
     terminalreporter.section("what the pipeline survives")
     width = max((len(fault) for fault, _ in rows), default=0)
     for (fault, figures), count in rows.items():
         terminalreporter.write_line(f"{fault:{width}}  {f'{count} times: ' if count > 1 else ''}{figures}")
+
+
+def _figures(told: dict[str, object]) -> str:
+    if "figures" in told:
+        return str(told["figures"])
+    return f"passed, nothing counted; asserted: {told['holds']}" if "holds" in told else "passed, nothing counted"

@@ -23,7 +23,10 @@ MAY_IMPORT = {
     "viewer": {"ferflow", "models"},
 }
 ONLY_HOME = {"av": {"ferflow/frames.py"}, "pyarrow": {"ferflow/rows.py", "ferflow/merged_rows.py"}}
+RUN_MODELS = {"ai_edge_litert", "keras", "mediapipe", "tensorflow"}
 SLOW = {"tensorflow", "keras", "mediapipe", "prefect", "matplotlib.pyplot"}
+OF_MODELS = {"InstalledModel", "ModelStore", "Promotion", "Verdict", "cache_folder", "read_description"}
+"""What the viewer may take from `models/`: what there is. What runs one is for the camera alone."""
 ORCHESTRATED = {
     "flows/analyze_videos.py",
     "flows/compact_results.py",
@@ -49,6 +52,13 @@ def test_imports_go_one_way(module: str) -> None:
 def test_video_files_and_tables_are_read_in_few_places(module: str) -> None:
     imported = {name.split(".")[0] for name in _imports(module)}
     assert {name for name in imported & ONLY_HOME.keys() if module not in ONLY_HOME[name]} == set()
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("viewer/")])
+def test_the_viewer_runs_no_model_but_for_the_camera(module: str) -> None:
+    assert {name.split(".")[0] for name in _imports(module)} & RUN_MODELS == set()
+    if module != "viewer/live_page.py":
+        assert set(_names_from("models", module)) <= OF_MODELS
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -124,6 +134,15 @@ def _imports(module: str) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+
+
+def _names_from(room: str, module: str) -> Iterator[str]:
+    """What a module takes from another room: names, or whole modules."""
+    for node in ast.walk(ast.parse((ROOT / module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == room:
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == room)
 
 
 def _dotted(module: str) -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,18 @@ def test_every_field_has_a_help_text_and_a_title_of_words(offer):
 
 
 @each_offer
+def test_every_field_for_a_path_or_an_address_is_text_with_an_example(offer):
+    """Seen to fail: the folders that videos are moved to and the data of a retraining had none."""
+    texts = {
+        name: field
+        for name, field in fields_of(form_of(offer)).items()
+        if (field.get("items") or field).get("type") == "string" and "enum" not in field
+    }
+    assert [name for name, field in texts.items() if not re.search(r"\w:?/+\w", field["description"])] == []
+    assert texts
+
+
+@each_offer
 def test_every_field_is_filled_in(offer):
     form = form_of(offer)
     for name, field in fields_of(form).items():
@@ -76,10 +89,14 @@ def test_the_flow_takes_what_its_form_begins_with(offer):
     flow_of(offer).validate_parameters(dict(offer.parameters))
 
 
-def test_choices_are_choices():
+def test_choices_are_choices_and_their_help_texts_offer_no_others():
+    """Seen to fail: the model could be "the folder of another", which the form has no room for."""
     fields = {offer.name: fields_of(form_of(offer)) for offer in OFFERS}
     assert fields["analyze-videos"]["Settings.model"]["enum"] == ["default", "fer-small-1"]
     assert fields["watch-inbox"]["Settings.model"]["enum"] == ["default", "fer-small-1"]
+    for name in ("analyze-videos", "watch-inbox"):
+        # The command takes the folder of a model too, and its help text says so.
+        assert "folder" not in fields[name]["Settings.model"]["description"]
     assert fields["watch-inbox"]["Parameters.after"]["enum"] == ["leave", "move"]
     assert fields["train-emotion-model"]["Parameters.leaks"]["enum"] == ["refuse", "leave_out", "keep"]
 

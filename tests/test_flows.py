@@ -228,10 +228,24 @@ def test_a_page_holds_a_small_picture_of_the_timeline(batch, server):
             assert picture.shape[1] == 1000
 
 
-def test_a_run_says_how_far_it_is(batch, server):
-    (progress,) = artifacts(server, batch.run["id"], "progress")
-    assert float(progress["data"]) == 100
-    assert progress["description"] == "6 of 6 videos, 15 frames looked at."
+def test_a_run_says_how_far_it_is_while_it_goes_on(batch, on_server, tmp_path, monkeypatch):
+    """Seen to fail: where `RunPage._tell_progress` told only the end."""
+    annotate = video.annotate_apart
+
+    def said() -> list[tuple[float, str]]:
+        found = artifacts(on_server, on_server.last_run()["id"], "progress")
+        return [(float(progress["data"]), progress["description"]) for progress in found]
+
+    def wait_and_annotate(job, *rest) -> Path:
+        if job.name == "talk.webm":
+            half = [(75, "1 of 2 videos, 10 frames looked at. Now: talk.webm (50 %)")]
+            eventually(lambda: said() == half, lambda: f"how far it is; {said()}", patience_seconds=30)
+        return annotate(job, *rest)
+
+    monkeypatch.setattr(video, "annotate_apart", wait_and_annotate)
+    sources = [str(batch.inbox / name) for name in ("interview_03.mp4", "talk.webm")]
+    analyze_videos(sources, str(tmp_path), workers=1, return_state=True)
+    assert said() == [(100, "2 of 2 videos, 10 frames looked at.")]
 
 
 def test_what_ferflow_itself_logs_is_among_the_logs(batch, on_server, tmp_path, monkeypatch):

@@ -134,8 +134,8 @@ def test_an_archive_of_one_emotion_keeps_its_only_folder(tmp_path: Path) -> None
     assert placed(tmp_path / "faces.tgz") == [("happy/a.jpg", "happy", None)]
 
 
-@pytest.mark.fault("an archive of pictures with ../, an absolute path and a link", "nothing written to the disk")
-def test_nothing_of_an_archive_is_written_to_the_disk(tmp_path: Path) -> None:
+@pytest.mark.fault("an archive of pictures with ../, an absolute path and a link")
+def test_nothing_of_an_archive_is_written_to_the_disk(tmp_path: Path, record_property) -> None:
     """Seen to fail: where `_from_tar` unpacked them, `..` and the absolute path led outside; without `isfile` a link
     was a KeyError."""
     content = draw(tmp_path / "a.jpg").read_bytes()
@@ -148,9 +148,12 @@ def test_nothing_of_an_archive_is_written_to_the_disk(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         file.addfile(link)
     before = sorted(tmp_path.parent.rglob("*"))
-    assert ("happy/a.jpg", "happy", None) in placed(tmp_path / "evil.tar")
-    assert "happy/link.jpg" not in {path for path, _, _ in placed(tmp_path / "evil.tar")}
-    assert sorted(tmp_path.parent.rglob("*")) == before
+    read = placed(tmp_path / "evil.tar")
+    assert ("happy/a.jpg", "happy", None) in read
+    assert "happy/link.jpg" not in {path for path, _, _ in read}
+    after = sorted(tmp_path.parent.rglob("*"))
+    assert after == before
+    record_property("figures", f"{len(read)} of 4 members read, {len({*after} - {*before})} files written to the disk")
 
 
 @pytest.mark.parametrize("name", ["cut off.tar.gz", "cut off.zip", "cut off.parquet"])

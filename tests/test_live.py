@@ -157,15 +157,35 @@ def test_what_was_seen_is_forgotten_after_a_minute(detector):
     live.close()
 
 
-def test_a_model_that_cannot_be_used_is_told_and_the_picture_goes_on():
-    def broken():
-        raise ModelError("models/x: it is missing; install it again.")
+UNFORESEEN = "an unexpected error (ZeroDivisionError), of which this page's log tells more; try again."
 
-    live = LiveFaces(broken)
+
+@pytest.mark.parametrize("is_loaded", [False, True])
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (ModelError("models/x: it is missing; install it again."), "models/x: it is missing; install it again."),
+        (ZeroDivisionError("by nothing"), UNFORESEEN),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_told_and_the_picture_goes_on(
+    detector, monkeypatch, caplog, is_loaded, error, sentence
+):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr(detector, "detect", broken)
+    live = LiveFaces((lambda: contextlib.nullcontext((detector, AlwaysHappy()))) if is_loaded else broken)
     live.annotate(picture())
     eventually(lambda: live.error is not None, "the error")
-    assert live.error == "models/x: it is missing; install it again."
+    assert live.error == sentence
+    assert str(error) in caplog.text
     assert not is_labelled(look(live, picture()))
+    monkeypatch.undo()
+    live.try_again()
+    if is_loaded:
+        eventually(lambda: live.annotate(picture()) or live.lately(), "the first sight")
+    live.close()
 
 
 @pytest.fixture(scope="module")
@@ -231,24 +251,30 @@ def browser_with(camera):
         yield browser
 
 
+def start_camera(page, viewer):
+    """Open the page, and start the camera; gives it with a face drawn on its picture."""
+    page.goto(f"{viewer.url}/live")
+    expect(page.get_by_text("The camera is off.")).to_be_visible()
+    component = page.frame_locator("iframe[title*=webrtc]")
+    video = component.locator("video")
+    start = component.get_by_role("button", name="Start the camera")
+
+    def is_drawn():
+        # The browser gives up a connection that is silent for five seconds, as on a machine with too much to do.
+        if start.is_visible():
+            start.click()
+        return video.is_visible() and video.evaluate(LABEL_PIXELS, [EMOTION_COLORS_RGB[HAPPY]]) > 0.005
+
+    eventually(is_drawn, "a label in the picture that came back")
+    return component, start
+
+
 def test_the_page_draws_boxes_and_emotions_on_the_picture_of_the_camera(viewer, camera):
     asked = []
     with browser_with(camera) as browser, opened(browser) as page:
         page.on("request", lambda request: asked.append(request.url))
         page.add_init_script(KEEP_CONNECTIONS)
-        page.goto(f"{viewer.url}/live")
-        expect(page.get_by_text("The camera is off.")).to_be_visible()
-        component = page.frame_locator("iframe[title*=webrtc]")
-        video = component.locator("video")
-        start = component.get_by_role("button", name="Start the camera")
-
-        def is_drawn():
-            # The browser gives up a connection that is silent for five seconds, as on a machine with too much to do.
-            if start.is_visible():
-                start.click()
-            return video.is_visible() and video.evaluate(LABEL_PIXELS, [EMOTION_COLORS_RGB[HAPPY]]) > 0.005
-
-        eventually(is_drawn, "a label in the picture that came back")
+        component, start = start_camera(page, viewer)
         # In words too, and on the timeline.
         expect(page.get_by_role("heading", name=re.compile("Person [0-9]+")).first).to_be_visible()
         expect(page.locator(".ff-lanes .ff-strip").first).to_have_attribute("alt", re.compile("happy"))
@@ -260,9 +286,70 @@ def test_the_page_draws_boxes_and_emotions_on_the_picture_of_the_camera(viewer, 
         if not start.is_visible():
             component.get_by_role("button", name="Stop").click()
         expect(page.get_by_text("The camera is off.")).to_be_visible()
-    assert sorted(viewer.folder.rglob("*.mp4")) == []
     elsewhere = [url for url in asked if not url.startswith((viewer.url, "data:", "blob:"))]
     assert elsewhere == []
+
+
+def taken_away(page):
+    """The rows of the table of what was kept, two seconds from now: its address is another one after each run."""
+    page.wait_for_timeout(2000)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download CSV").click()
+    assert download.value.suggested_filename == "live.csv"
+    return list(csv.DictReader(download.value.path().read_text().splitlines()))
+
+
+def test_what_is_seen_is_kept_from_when_that_is_asked_for_until_it_is_to_be_forgotten(tmp_path, camera):
+    (tmp_path / "tmp").mkdir()
+    with (
+        serve_viewer(tmp_path, TMPDIR=str(tmp_path / "tmp")) as viewer,
+        browser_with(camera) as browser,
+        opened(browser) as page,
+    ):
+        before = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+        start_camera(page, viewer)
+        download = page.get_by_role("button", name="Download CSV")
+        expect(page.get_by_role("heading", name=re.compile("Person [0-9]+")).first).to_be_visible()
+        seen_for = 3.0
+        page.wait_for_timeout(1000 * seen_for)
+        expect(download).to_have_count(0)
+        keep = page.get_by_text("Keep what is seen")
+        keep.click()
+        rows = taken_away(page)
+        assert min(float(row["pts_seconds"]) for row in rows) >= seen_for, "nothing from before it was asked for"
+        for row in rows:
+            shares = {name: float(row[name]) for name in EMOTIONS}
+            assert row["emotion"] == max(shares, key=shares.__getitem__)
+            assert sum(shares.values()) == pytest.approx(1, abs=0.001)
+            assert 0 <= float(row["x_min"]) < float(row["x_max"]) <= 1
+        assert "happy" in {row["emotion"] for row in rows}
+        last = float(rows[-1]["pts_seconds"])
+        page.get_by_role("button", name="Forget it").click()
+        assert float(taken_away(page)[0]["pts_seconds"]) > last
+        keep.click()
+        kept = taken_away(page)
+        assert taken_away(page) == kept != [], "nothing more is kept"
+        page.get_by_role("button", name="Forget it").click()
+        expect(download).to_have_count(0)
+        after = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert after == before, "no file is written"
+
+
+def test_an_error_that_nobody_foresaw_is_one_sentence_and_in_the_log(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['models.face_detector'] = None\n")
+    with (
+        serve_viewer(tmp_path, PYTHONPATH=str(tmp_path)) as viewer,
+        started_browser() as browser,
+        opened(browser) as page,
+    ):
+        page.goto(f"{viewer.url}/live")
+        expect(page.get_by_role("alert")).to_contain_text(
+            "Nothing can be seen: an unexpected error (ModuleNotFoundError), of which this page's log tells more; try "
+            "again."
+        )
+        expect(page.get_by_test_id("stException")).to_have_count(0)
+        expect(page.get_by_role("button", name="Try again")).to_be_visible()
+        assert "import of models.face_detector halted" in viewer.log.read_text()
 
 
 TELL_MANY_ADDRESSES = """

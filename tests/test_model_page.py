@@ -101,6 +101,28 @@ def test_on_a_phone_nothing_reaches_past_the_edge(viewer, browser):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_in_use_is_the_version_of_the_analyses_settings(tmp_path, page, is_elsewhere):
+    named = tmp_path / ("elsewhere" if is_elsewhere else "models") / "fer-small-22222222"
+    shutil.copytree(shipped_model(), named)
+    (named / "model.json").write_text((named / "model.json").read_text().replace(shipped_model().name, named.name))
+    (tmp_path / "view.toml").write_text(f'[settings]\nmodel = "{named if is_elsewhere else named.name}"\n')
+    with serve_viewer(tmp_path, "--config", "view.toml", FERFLOW_MODELS=str(tmp_path / "models")) as viewer:
+        page.goto(f"{viewer.url}/model")
+        expect(page.locator(".ff-version")).to_contain_text(re.compile(f"{named.name}\\s*in use"))
+        page.get_by_role("tab", name="All versions").click()
+        states = page.locator(".ff-versions:visible tbody tr td:nth-child(2)")
+        expect(states.filter(has_text="in use")).to_have_count(1)
+
+
+def test_a_model_of_the_settings_that_is_not_there_is_told_in_a_sentence(tmp_path, page):
+    (tmp_path / "view.toml").write_text('[settings]\nmodel = "fer-huge"\n')
+    with serve_viewer(tmp_path, "--config", "view.toml") as viewer:
+        for name in ("model", "live"):
+            page.goto(f"{viewer.url}/{name}")
+            expect(page.get_by_role("alert")).to_contain_text("fer-huge: there is no emotion model", ignore_case=True)
+
+
 def test_a_store_that_cannot_be_read_is_told_in_a_sentence(tmp_path, page):
     store = tmp_path / "models"
     store.mkdir()

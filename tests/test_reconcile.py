@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from prefect_server import Server, end, eventually, serve_prefect
+from prefect_server import Server, end, eventually, serve_prefect, without_prefect
 
 from ferflow.watch_settings import WatchSettings
 from flows.analyze_videos import AUTOMATIC, analyze_videos
@@ -59,13 +60,14 @@ def make_run(server: Server, deployment: str, *states: str, tags: tuple[str, ...
     return run["id"]
 
 
-def beat(run_id: str, *, seconds_ago: float = 0) -> None:
+def beat(run_id: str, *, flow: str = "analyze-videos", seconds_ago: float = 0) -> None:
     """Say that a run lives, as Prefect's engine does."""
-    from prefect.events import emit_event
+    from prefect.events import RelatedResource, emit_event
 
     occurred = datetime.now(UTC) - timedelta(seconds=seconds_ago)
     resource = {"prefect.resource.id": f"prefect.flow-run.{run_id}"}
-    emit_event("prefect.flow-run.heartbeat", resource, occurred=occurred)
+    of_flow = {"prefect.resource.id": "prefect.flow.1", "prefect.resource.role": "flow", "prefect.resource.name": flow}
+    emit_event("prefect.flow-run.heartbeat", resource, occurred=occurred, related=[RelatedResource(of_flow)])
 
 
 def put(server: Server, run_id: str, name: str) -> None:
@@ -106,6 +108,30 @@ def test_a_run_whose_heartbeats_are_rare_is_given_more_time(deployment, on_serve
         assert reconciler.look() == []
         time.sleep(0.2)
     assert state(on_server, run_id)["type"] == "RUNNING"
+
+
+def test_a_run_that_was_heard_once_is_found_dead_after_two_minutes(deployment, on_server, monkeypatch):
+    """Seen to fail: it was given seven and a half."""
+    now = time.monotonic()
+    monkeypatch.setattr("flows.reconcile.time", SimpleNamespace(monotonic=lambda: now))
+    run_id = make_run(on_server, deployment, "RUNNING", tags=(AUTOMATIC,))
+    time.sleep(7)  # The server writes events down every five seconds.
+    reconciler = Reconciler()
+    assert reconciler.look() == []
+    now += 119
+    assert reconciler.look() == []
+    now += 1
+    assert len(reconciler.look()) == 1
+    assert state(on_server, run_id)["type"] == "CRASHED"
+
+
+def test_a_run_is_heard_every_half_minute_where_prefect_was_loaded_first_as_a_worker_does():
+    """Seen to fail: every three minutes."""
+    say = "print(get_current_settings().flows.heartbeat_frequency)"
+    program = f"from prefect.settings import get_current_settings\nimport flows.analyze_videos\n{say}"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=without_prefect(), cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "30"
 
 
 def test_a_run_that_somebody_was_cancelling_is_cancelled(deployment, on_server, reconciler):
@@ -317,7 +343,12 @@ def test_the_automations_are_made_once(on_server):
 
 
 def test_the_automation_says_of_a_dead_run_that_it_has_crashed(deployment, on_server):
-    from prefect import get_client
+    """Seen to fail: it said so of another project's flow too."""
+    from prefect import flow, get_client
+    from prefect.states import Running
+
+    @flow(name="somebody-elses")
+    def somebody_elses() -> None: ...
 
     shipped = _dead_runs()
     quick = shipped.model_copy(
@@ -325,7 +356,9 @@ def test_the_automation_says_of_a_dead_run_that_it_has_crashed(deployment, on_se
     )
     with get_client(sync_client=True) as client:
         automation = client.create_automation(quick)
+        other = str(client.create_flow_run(somebody_elses, state=Running()).id)
     try:
+        beat(other, flow="somebody-elses")
         dead, ended = (make_run(on_server, deployment, "RUNNING", tags=(AUTOMATIC,)) for _ in range(2))
         time.sleep(2)
         on_server.ask(
@@ -334,6 +367,8 @@ def test_the_automation_says_of_a_dead_run_that_it_has_crashed(deployment, on_se
         eventually(lambda: state(on_server, dead)["type"] == "CRASHED", "the automation")
         assert "the process or the machine that carried it out is gone" in state(on_server, dead)["message"]
         assert state(on_server, ended)["type"] == "COMPLETED"
+        time.sleep(5)  # The other was heard before those two.
+        assert state(on_server, other)["type"] == "RUNNING"
     finally:
         with get_client(sync_client=True) as client:
             client.delete_automation(automation)

@@ -100,6 +100,31 @@ def test_two_videos_of_one_name_never_share_a_picture(tmp_path):
     assert all(len(path(longest, one).name) <= 255 for path in (results.annotated, results.timeline))
 
 
+def test_a_row_names_files_within_the_results_and_no_others(tmp_path):
+    results, outside = Results(tmp_path / "results"), tmp_path / "private.png"
+    timelines = results.root / "timelines"
+    timelines.mkdir(parents=True)
+    for path in (outside, timelines / "a.png"):
+        path.write_bytes(b"PNG")
+    (timelines / "same.png").symlink_to("a.png")
+    (timelines / "out.png").symlink_to(outside)
+    (timelines / "loop.png").symlink_to("loop.png")
+    (timelines / "folder").symlink_to(tmp_path)
+    os.mkfifo(timelines / "pipe.png")
+    for name in ("a.png", "same.png"):
+        assert results.named(f"timelines/{name}") == timelines / name
+    others = ["out.png", "folder/private.png", "loop.png", "pipe.png", "gone.png", "a\0.png", "../../private.png"]
+    for named in (*[f"timelines/{name}" for name in others], "../private.png", str(outside), "timelines", "", None):
+        assert results.named(named) is None, named
+
+
+def test_a_row_names_objects_below_the_results_of_a_bucket_and_no_others(bucket):
+    results = Results(bucket / "results")
+    assert results.named("timelines/a.png") == bucket / "results" / "timelines" / "a.png"
+    for named in ("timelines/../../a.png", "../a.png", "/a.png", "memory://a.png", "s3://other/a.png"):
+        assert results.named(named) is None, named
+
+
 def test_videos_are_found_in_a_folder_and_in_a_bucket_alike(folder):
     names = ["a.mp4", "deep/b.MOV", ".hidden/c.mp4", "~d.mp4", "e.txt", "f.mp4.part"]
     for name in names:

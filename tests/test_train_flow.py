@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,10 @@ import pytest
 from prefect_server import Server, eventually, without_prefect
 
 from ferflow.emotions import EMOTIONS
+from ferflow.errors import StoppedError
 from flows.cli import main
 from flows.pictures import page_of
-from flows.train_emotion_model import train_emotion_model
+from flows.train_emotion_model import train_emotion_model, train_on_server
 from flows.watch_labelled import watch_labelled
 from models.emotion_classifier import read_description
 from models.store import MODELS_VARIABLE, ModelStore
@@ -146,6 +148,34 @@ def test_the_servers_page_shows_how_far_a_training_is_and_a_line_an_epoch(traine
     run = server.last_run()
     assert run["name"].startswith("train: patterns")
     assert f"{trained.directory.name}: " in run["state"]["message"]
+
+
+def test_a_training_of_this_process_is_cancelled_and_goes_on_later(
+    data: Path, config: Path, on_server: Server, tmp_path: Path
+) -> None:
+    """Seen to fail: the training went on to its end."""
+    longer = tmp_path / "longer.toml"
+    longer.write_text(config.read_text().replace(f"epochs = {EPOCHS}", "epochs = 40"))
+    out = tmp_path / "runs"
+
+    def press() -> None:
+        eventually((out / CHECKPOINT_FILE).exists, "the first epoch")
+        run_ids.append(on_server.last_run()["id"])
+        on_server.ask(f"flow_runs/{run_ids[0]}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+
+    run_ids: list[str] = []
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    with pytest.raises(StoppedError, match="it goes on after the last finished epoch"):
+        train_on_server(data, longer, out, leaks="refuse")
+    pressing.join()
+    with np.load(out / CHECKPOINT_FILE) as kept:
+        assert len(json.loads(str(kept["history"]))) < 40
+    assert on_server.ask("flow_runs/filter", flow_runs={"id": {"any_": run_ids}})[0]["state_type"] == "CANCELLED"
+    tasks = lambda: [run["state_type"] for run in on_server.task_runs(run_ids[0]).values()]  # noqa: E731
+    eventually(lambda: tasks() == ["CANCELLED"], "the task's state")
+    directory = train_on_server(data, longer, out, leaks="refuse")
+    assert len(read_description(directory).history) == 40
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ HARMFUL = """<img src=x onerror="document.title='harmed'">'&.mp4"""
 
 @pytest.fixture(scope="module")
 def viewer(tmp_path_factory):
-    """Sixty videos of two folders; the newest has failed, and one has a name that would do harm."""
+    """A hundred and ten videos of two folders; the newest has failed, and one has a name that would do harm."""
     folder = tmp_path_factory.mktemp("many")
     results = open_results(folder / "results")
     segments = [Segment(0, "sad", 0.0, 5.0, 0.9), Segment(0, "happy", 5.0, 10.0, 0.9)]
-    for number in range(55):
-        add_video(results, f"/study/old/{number:02}.mp4", emotion="neutral")
+    for number in range(105):
+        add_video(results, f"/study/old/{number:03}.mp4", emotion="neutral")
     two = [Segment(0, "happy", 0.0, 7.5, 0.9), Segment(1, "angry", 0.0, 5.0, 0.9)]
     add_video(results, "/study/new/two.mp4", emotion="happy", segments=two, track_count=2)
     add_video(results, "/study/new/noon.mp4", emotion="happy", segments=segments)
@@ -112,7 +112,7 @@ def test_filters_leave_what_is_wanted_and_are_part_of_the_address(videos):
     videos.get_by_label("Name").press("Enter")
     expect(videos.get_by_text("No video fits these filters.")).to_be_visible()
     videos.get_by_role("button", name="Show all videos").click()
-    expect(rows(videos)).to_have_count(50)
+    expect(rows(videos)).to_have_count(100)
 
 
 def test_a_folder_can_be_looked_at_by_itself(videos):
@@ -121,15 +121,21 @@ def test_a_folder_can_be_looked_at_by_itself(videos):
     expect(videos.locator(".ff-tiles")).to_contain_text(re.compile("5\\s*videos\\s*1\\s*failed\\s*1\\s*without a face"))
 
 
+def test_a_hundred_videos_are_compared_at_a_glance(videos):
+    expect(rows(videos)).to_have_count(100)
+    # All but the failure and the one without a face.
+    expect(videos.locator("table.ff-videos .ff-strip")).to_have_count(98)
+
+
 def test_many_videos_are_shown_a_page_at_a_time_in_the_order_that_is_asked_for(videos):
     choose(videos, "Order", "name")
-    expect(rows(videos).first).to_contain_text("00.mp4")
-    expect(videos.get_by_text("1 to 50 of 60")).to_be_visible()
+    expect(rows(videos).first).to_contain_text("000.mp4")
+    expect(videos.get_by_text("1 to 100 of 110")).to_be_visible()
     videos.get_by_role("button", name="Next").click()
-    expect(videos.get_by_text("51 to 60 of 60")).to_be_visible()
+    expect(videos.get_by_text("101 to 110 of 110")).to_be_visible()
     expect(rows(videos)).to_have_count(10)
     choose(videos, "Order", "oldest")
-    expect(videos.get_by_text("1 to 50 of 60")).to_be_visible()
+    expect(videos.get_by_text("1 to 100 of 110")).to_be_visible()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -36,6 +37,7 @@ from ferflow.rows import TABLES, write_faces, write_segments
 from ferflow.sample import make_sample_clip
 from ferflow.sources import open_results
 from ferflow.storage import Results, content_id
+from flows.video_page import describe_video
 from viewer.files import local_file
 from viewer.prefect_run import run_url
 
@@ -130,6 +132,12 @@ def listening_on(viewer) -> list[str]:
     return [address.split(":")[0] for address in waiting if address.endswith(f":{port:04X}")]
 
 
+def runs_models(viewer) -> bool:
+    """Whether the page's process has loaded what looks for faces or names emotions."""
+    loaded = Path(f"/proc/{viewer.pid}/maps").read_text()
+    return re.search("mediapipe|litert|tensorflow", loaded) is not None
+
+
 @pytest.mark.parametrize("name", ["Videos", "Model", "Live"])
 def test_each_page_opens_without_any_result(viewer, page, name):
     page.goto(viewer.url)
@@ -179,6 +187,28 @@ def test_the_bars_of_a_frame_are_the_probabilities_of_its_row(viewer, clip, page
     )
     assert shown == {emotion: f"{rows[0][emotion]:.0%}" for emotion in shown}
     assert len(shown) == 7
+
+
+def test_the_shares_and_counts_of_a_video_are_those_of_its_rows(viewer, clip, page):
+    results = open_results(viewer.folder / "results")
+    rows = pd.read_parquet(results.rows("faces", clip))
+    segments = pd.read_parquet(results.rows("segments", clip))
+    # Of one person: a row is in the last segment that has begun.
+    begun = segments["start_seconds"].searchsorted(rows["pts_seconds"], side="right") - 1
+    labels = segments["emotion"].iloc[begun].to_numpy(str)
+    seconds = rows["frame_seconds"].to_numpy()
+    shares = {name: seconds[labels == name].sum() / seconds.sum() for name in EMOTIONS}
+    open_video(page, viewer, clip)
+    bars = page.get_by_role("group", name="Share of the time with a face of each emotion")
+    shown = dict(
+        zip(bars.locator(".ff-name").all_inner_texts(), bars.locator(".ff-value").all_inner_texts(), strict=True)
+    )
+    assert shown == {name: f"{shares[name]:.0%} · {(labels == name).sum()}" for name in EMOTIONS}
+    (dominant,) = pd.read_parquet(results.rows("videos", clip))["dominant_emotion"]
+    assert dominant == max(EMOTIONS, key=shares.__getitem__)
+    expect(page.locator(".ff-lead")).to_contain_text(
+        f"mostly {dominant}: {shares[dominant]:.0%} of the time with a face"
+    )
 
 
 def test_a_click_on_a_segment_leads_to_it(viewer, clip, page):
@@ -268,6 +298,20 @@ def test_what_the_pages_need_is_loaded_before_anybody_opens_one_and_passed_over_
     assert is_loaded == "True"
 
 
+def test_no_page_but_that_of_the_camera_loads_a_model(viewer, clip, page, tmp_path):
+    with serve_viewer(tmp_path, "--results", str(viewer.folder / "results")) as other:
+        for name in ("", "videos", "model"):
+            page.goto(f"{other.url}/{name}")
+            expect(page.get_by_role("heading", level=1)).to_be_visible()
+        open_video(page, other, clip)
+        page.get_by_role("slider").press("End")
+        expect(page.get_by_text("Frame 144 (")).to_be_visible()
+        assert runs_models(other) is False
+        page.goto(f"{other.url}/live")
+        expect(page.get_by_text("The camera is off.")).to_be_visible()
+        assert runs_models(other) is True
+
+
 def test_the_annotated_video_plays(viewer, clip, page):
     open_video(page, viewer, clip)
     video = page.locator("video")
@@ -328,7 +372,7 @@ def test_a_broken_file_is_refused_with_its_reason(viewer, page, shared, tmp_path
         "truncated_no_moov.mp4: its index (moov) is missing: the recording or the copy was cut off; copy or record it "
         "again."
     )
-    expect(alerts.first).to_contain_text("notes.mp4: ")
+    expect(alerts.first).to_have_text("notes.mp4: this is a text file, not a video, whatever its name says.")
     assert not [
         path.name for path in (viewer.folder / "inbox").iterdir() if path.name != CLIP and "img" not in path.name
     ]
@@ -549,6 +593,22 @@ def test_what_a_row_from_a_stranger_names_is_no_page_of_this_address(viewer, nam
     finally:
         for table in ("videos", "faces", "segments"):
             results.rows(table, added.video_id).unlink()
+
+
+@pytest.mark.fault("a stranger's results name a picture elsewhere as a video's timeline", "none of 5 gets into Prefect")
+def test_no_picture_from_outside_of_the_results_gets_into_prefect(tmp_path):
+    results, outside = open_results(tmp_path / "results"), tmp_path / "private.png"
+    timelines = results.root / "timelines"
+    timelines.mkdir()
+    for path in (outside, timelines / "a.png"):
+        cv2.imwrite(str(path), np.zeros((10, 10, 3), np.uint8))
+    (timelines / "out.png").symlink_to(outside)
+    (timelines / "folder").symlink_to(tmp_path)
+    (timelines / "empty.png").touch()
+    beside = ["timelines/out.png", "timelines/folder/private.png", "timelines/../../private.png", "../private.png"]
+    for named in ("timelines/a.png", *beside, str(outside), "timelines/empty.png"):
+        page = describe_video(add_video(results, "/a.mp4", timeline_path=named), results, has_picture=True)
+        assert ("base64" in page) == (named == "timelines/a.png"), named
 
 
 def private_rows(place: Path) -> Path:

@@ -16,7 +16,7 @@ class RetrainSettings(BaseModel):
 
     labelled: Annotated[str, BeforeValidator(str)] = "labelled"
     """The folder, or s3://bucket/prefix, into which people sort faces: a folder for each emotion. It is not changed."""
-    data: Path = Path("fer2013")
+    data: Path = Field(Path("fer2013"), examples=["/data/fer2013"])
     """The data that the model in use was trained on: some is learned again, its test images are the frozen test."""
     min_new_images: int = Field(100, ge=1)
     """Start from so many faces that no earlier candidate has seen."""

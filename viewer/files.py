@@ -5,7 +5,7 @@ only what lies within the results.
 """
 
 import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import quote
 
 from starlette.background import BackgroundTask
@@ -45,15 +45,9 @@ def local_file(place: Results, named: str | None) -> Copy | None:
     Raises:
         OSError: the bucket does not answer.
     """
-    if not named or ".." in PurePosixPath(named).parts or PurePosixPath(named).is_absolute():
-        return None
-    path = place.root / named
-    if is_local(path):
-        # A link within the results may lead out of them.
-        is_within = path.resolve().is_relative_to(place.root.resolve())
-        return here(path) if is_within and path.is_file() else None
+    path = place.named(named)
     try:
-        return _copies.take(stat_file(path))
+        return None if path is None else here(path) if is_local(path) else _copies.take(stat_file(path))
     except FileNotFoundError:
         return None
 

@@ -7,6 +7,7 @@ drawn is never late. Nothing is written anywhere, and what was seen is forgotten
 import contextlib
 import csv
 import io
+import logging
 import math
 import threading
 import time
@@ -38,6 +39,8 @@ _TRACKED_PX = 1000
 # As wide is every picture taken to be by who follows a face, whatever the browser sends.
 _MOST_KEPT = 500_000
 # Faces: an hour of five people at 25 pictures a second.
+
+_log = logging.getLogger(__name__)
 
 Models = Callable[[], contextlib.AbstractContextManager[tuple[FaceDetector, EmotionClassifier]]]
 """Opens the models on the thread that uses them, and closes them there."""
@@ -169,8 +172,8 @@ class LiveFaces:
                     began = time.monotonic()
                     self._keep(look.at(image_rgb, seconds))
                     time.sleep(max(began + _LOOK_EVERY_SECONDS - time.monotonic(), 0.0))
-        except FerflowError as error:
-            self.error = str(error)
+        except Exception as error:
+            self.error = told(error)
         finally:
             with self._changed:
                 self._thread = None
@@ -227,6 +230,14 @@ class _Look:
             np.array(track_ids, np.int64),
             np.array([averages[track_id][1] for track_id in track_ids], np.float64).reshape(-1, len(EMOTIONS)),
         )
+
+
+def told(error: Exception) -> str:
+    """Why nothing can be seen, in a sentence; logged too, for whoever runs the page."""
+    _log.error("Live: nothing can be seen.", exc_info=error)
+    if isinstance(error, FerflowError):
+        return str(error)
+    return f"an unexpected error ({type(error).__name__}), of which this page's log tells more; try again."
 
 
 def _enlarged(face: Face, factor: float) -> Face:

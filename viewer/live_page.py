@@ -10,9 +10,9 @@ import numpy as np
 import streamlit as st
 
 from ferflow.emotions import EMOTIONS
-from ferflow.errors import FerflowError
 from viewer import theme
-from viewer.live import SHOWN_SECONDS, LiveFaces, Sight
+from viewer.live import SHOWN_SECONDS, LiveFaces, Sight, told
+from viewer.settings import watching
 from viewer.strip import STYLE, legend_html, strip_html
 from viewer.theme import EMOTION_COLORS, INK_COLORS, MUTED
 
@@ -57,8 +57,8 @@ def show() -> None:
         )
     try:
         _try_models()
-    except FerflowError as error:
-        st.error(theme.plain(f"Nothing can be seen: {error}"), icon=":material/error:")
+    except Exception as error:
+        st.error(theme.plain(f"Nothing can be seen: {told(error)}"), icon=":material/error:")
         st.button("Try again")
         return
     live = _live_faces()
@@ -123,7 +123,7 @@ def _models() -> Iterator[tuple[Any, Any]]:
     from models.face_detector import MediaPipeFaceDetector, VideoFaceFinder
     from models.store import find_model
 
-    classifier = EmotionModel(find_model("default"))
+    classifier = EmotionModel(find_model(watching().settings.model))
     with MediaPipeFaceDetector() as detector:
         yield VideoFaceFinder(detector), classifier
 
@@ -179,7 +179,10 @@ def _show_keeping(live: LiveFaces) -> None:
             help="Numbers only, no pictures, in this machine's memory until you close the page; for the download.",
         )
         if live.is_kept or live.kept_faces:
-            st.download_button("Download CSV", live.csv, "live.csv", "text/csv", icon=":material/download:")
+            # A run begun by the press would take the file away before the browser asks for it (Streamlit 1.67).
+            st.download_button(
+                "Download CSV", live.csv, "live.csv", "text/csv", icon=":material/download:", on_click="ignore"
+            )
             st.button("Forget it", on_click=live.forget_kept, icon=":material/delete:")
 
 

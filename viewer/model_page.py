@@ -1,14 +1,17 @@
 """the emotion models that are installed -> the page of the one in use: how good it is, its card, and all versions"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
 
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import FerflowError
+from models.emotion_classifier import read_description
 from models.store import InstalledModel, ModelStore, Promotion, Verdict
 from viewer import theme
+from viewer.settings import watching
 from viewer.theme import escaped
 
 _CARD_FILE, _RELIABILITY_FILE = "MODEL_CARD.md", "reliability.png"
@@ -31,15 +34,11 @@ def show() -> None:
     theme.title("Model", "What names the emotions, and how well it does that.")
     try:
         store = ModelStore()
-        models, promotions = store.versions(), store.promotions()
-        in_use = store.in_use().name
+        models, promotions = _models(store), store.promotions()
     except (FerflowError, OSError) as error:
-        theme.unreadable("The list of emotion models", error)
+        theme.unreadable("The emotion models", error)
         return
-    if not models:
-        st.error("No emotion model can be read. Install ferflow again.", icon=":material/error:")
-        return
-    model = _choose(models, in_use)
+    model = _choose(models)
     metrics = {model.description.version: model.metrics() for model in models}
     its = metrics[model.description.version]
     _show_facts(model, its)
@@ -58,7 +57,17 @@ def show() -> None:
         st.html(_versions_html(models, metrics, promotions))
 
 
-def _choose(models: Sequence[InstalledModel], in_use: str) -> InstalledModel:
+def _models(store: ModelStore) -> list[InstalledModel]:
+    """Every version, and the one that the analyses of these settings use, which may be none of the store's."""
+    path = store.find(watching().settings.model)
+    used = read_description(path)
+    models = [replace(model, is_in_use=model.description.version == used.version) for model in store.versions()]
+    if not any(model.is_in_use for model in models):
+        models.append(InstalledModel(path, used, is_in_use=True, is_shipped=False, verdict=None))
+    return models
+
+
+def _choose(models: Sequence[InstalledModel]) -> InstalledModel:
     """The version in use, or another if somebody wants to look at that."""
     by_version = {model.description.version: model for model in models}
     if len(models) == 1:
@@ -67,7 +76,7 @@ def _choose(models: Sequence[InstalledModel], in_use: str) -> InstalledModel:
     chosen = st.selectbox(
         "Version",
         names,
-        index=names.index(in_use) if in_use in names else 0,
+        index=names.index(next(model.description.version for model in models if model.is_in_use)),
         key="version",
         format_func=lambda name: f"{name} · {_state(by_version[name])}",
         width=420,

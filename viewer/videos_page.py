@@ -18,7 +18,7 @@ from viewer.settings import results
 from viewer.strip import STYLE, legend_html, shares_html, strip_html
 from viewer.theme import EMOTION_COLORS, INK_COLORS, LINE, MUTED, escaped
 
-_VIDEOS_A_PAGE = 50
+_VIDEOS_A_PAGE = 100
 _MOST_AT_WORK = 3
 _LOOK_SECONDS = 3.0
 _MOST_FOLDERS = 500

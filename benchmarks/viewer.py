@@ -28,13 +28,13 @@ _AIMS = {
     "first opening": 10.0,
     "opening again, nothing changed": 0.01,
     "opening again, one video came": 0.5,
-    "a page of 50": 0.1,
+    "a page of 100": 0.1,
     "search by name, sorted": 0.1,
     "filter by emotion and folder": 0.1,
     "totals": 0.1,
     "totals of each folder": 0.1,
-    "strips of 50": 0.5,
-    "strips of 50 again": 0.01,
+    "strips of 100": 0.5,
+    "strips of 100 again": 0.01,
     "faces of one video": 0.5,
 }
 """Seconds, each the most that a person should wait for it."""
@@ -90,7 +90,7 @@ def _measure(results: Results) -> None:
         library.refresh()
 
     took = {"first opening": _seconds(open_first), "opening again, nothing changed": _seconds(library.refresh)}
-    some = library.videos(Choice(status="done"), count=50)
+    some = library.videos(Choice(status="done"), count=100)
     new = "0" * 16
     row = {"video_id": new, "source": "/videos/new.mp4", "status": "failed", "face_count": 0, "processing_seconds": 0.0}
     row |= {"processed_at": datetime.now(UTC)}
@@ -99,13 +99,13 @@ def _measure(results: Results) -> None:
     results.rows("videos", new).unlink()
     folder = some[0].folder
     questions: dict[str, Callable[[], object]] = {
-        "a page of 50": lambda: library.videos(Choice()),
+        "a page of 100": lambda: library.videos(Choice(), count=100),
         "search by name, sorted": lambda: library.videos(Choice(text="99"), "most faces"),
         "filter by emotion and folder": lambda: library.videos(Choice(emotion="happy", folder=folder)),
         "totals": lambda: library.totals(Choice()),
         "totals of each folder": lambda: library.folders(Choice()),
-        "strips of 50": lambda: library.strips([video.video_id for video in some]),
-        "strips of 50 again": lambda: library.strips([video.video_id for video in some]),
+        "strips of 100": lambda: library.strips([video.video_id for video in some]),
+        "strips of 100 again": lambda: library.strips([video.video_id for video in some]),
         "faces of one video": lambda: find_faces(results, some[0].video_id),
     }
     took |= {name: _seconds(question) for name, question in questions.items()}

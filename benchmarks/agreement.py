@@ -2,7 +2,7 @@
 
 The plain way looks for faces in every frame of a video that is not cut, and scores them by the Keras model in float32.
 What ferflow may differ from it by is what the plain way differs from itself when the picture is shifted by one pixel,
-and a little more: the tolerances below. Ends with status 1 where a video's rows are further away.
+and a little more: the tolerances below. Ends with status 1 where the rows of all together are further away.
 
     python -m benchmarks.agreement VIDEO-OR-FOLDER [...]         # each as it is
     python -m benchmarks.agreement VIDEO --minutes 4             # repeated to this length, so that ferflow cuts it
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def compare(plain: Rows, others: Rows) -> Agreement:
-    """Match the faces of each frame, those that overlap most first."""
+    """Match each face of `plain` with the one of the same frame that overlaps it most and is still free."""
     overlaps: list[float] = []
     distances: list[float] = []
     same = 0

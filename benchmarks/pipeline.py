@@ -179,7 +179,7 @@ def bare_loop(video: Path, target: Path) -> None:
             encoder.thread_count = 1
         encoder.width, encoder.height = decoder.width // 2 * 2, decoder.height // 2 * 2
         encoder.pix_fmt = "yuv420p"
-        # As ferflow's own: `frames.rewrite_video` says why.
+        # As ferflow's own: `frames._encoded` says why.
         wrap = av.VideoFrame.from_numpy_buffer if encoder.height % 4 == 0 else av.VideoFrame.from_ndarray
         encoded: list[av.Packet] = []
 

@@ -218,8 +218,8 @@ def fit_network(
     _log.info("training on %s in %s", machine.device, precision)
     network = build_network(recipe.network, precision=precision, size_px=None)
     optimizer = _make_optimizer(schedule, math.ceil(len(splits.train) / schedule.batch_size), precision)
-    network.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
-    optimizer.build(network.trainable_variables)
+    learner = _compile_learner(network, optimizer, votes_head=recipe.targets.votes_head)
+    optimizer.build(learner.trainable_variables)
 
     run_dir.mkdir(parents=True, exist_ok=True)
     checkpoint_path = run_dir / CHECKPOINT_FILE
@@ -232,7 +232,7 @@ def fit_network(
             start_from_face_network(network)
         average, best, history = network.get_weights(), network.get_weights(), []
     else:
-        network.set_weights(checkpoint.weights)
+        learner.set_weights(checkpoint.weights)
         for variable, value in zip(optimizer.variables, checkpoint.optimizer, strict=True):
             variable.assign(value)
         average, best, history = checkpoint.average, checkpoint.best, list(checkpoint.history)
@@ -242,20 +242,24 @@ def fit_network(
     if share := recipe.targets.teachers_share:
         answers = ask_teachers([*map(find_model, recipe.targets.teachers)], splits.train.images_gray)
         targets = targets + np.float32(share) * (answers - targets)
+    if recipe.targets.votes_head:
+        targets = np.concatenate([targets, soft_targets(splits.train, votes_share=1, smoothing=0)], axis=1)
+    accuracy = "accuracy" if learner is network else "probabilities_accuracy"
     while len(history) < schedule.epochs and not has_stalled(schedule, history):
         number, started = len(history) + 1, time.monotonic()
         if schedule.decay == "plateau":
             optimizer.learning_rate = rate_on_plateau(schedule, history)
         if number > 1 and size_in_epoch(schedule, number) != size_in_epoch(schedule, number - 1):
             # Traced anew: for a size left open TensorFlow would know none, and enlarging a face needs one.
-            network.make_train_function(force=True)
+            learner.make_train_function(force=True)
         done, loss, right = 0, 0.0, 0.0
         for faces, answers in _batches(splits, targets, recipe, number):
             # Keras gives the means of this one batch.
-            step = network.train_on_batch(faces, answers, return_dict=True)
+            heads = np.split(answers, len(learner.outputs), axis=1)
+            step = learner.train_on_batch(faces, heads, return_dict=True)
             done += len(faces)
             loss += step["loss"] * len(faces)
-            right += step["accuracy"] * len(faces)
+            right += step[accuracy] * len(faces)
             _blend(average, network.get_weights(), schedule.average_decay, int(optimizer.iterations))
             if on_step is not None:
                 on_step(Step(number, schedule.epochs, done, len(splits.train), loss / done, right / done))
@@ -274,7 +278,7 @@ def fit_network(
         variables = [np.array(variable) for variable in optimizer.variables]
         write_checkpoint(
             checkpoint_path,
-            Checkpoint(fingerprint, tuple(history), network.get_weights(), average, best, variables),
+            Checkpoint(fingerprint, tuple(history), learner.get_weights(), average, best, variables),
         )
         left = (schedule.epochs - number) * epoch.seconds / 60
         _log.info(
@@ -335,6 +339,27 @@ def build_network(shape: Network, **options: Any) -> keras.Model:
     return build_emotion_cnn(
         kind=shape.kind, widths=shape.widths, blocks=shape.blocks, dropout=shape.dropout, **options
     )
+
+
+def _compile_learner(
+    network: keras.Model, optimizer: keras.optimizers.Optimizer, *, votes_head: float
+) -> keras.Model:
+    """Give the network what it learns by: its loss, and beside it, if that has a weight, a head that tells the votes."""
+    import keras
+
+    learner, weights = network, [1.0]
+    if votes_head:
+        features = network.get_layer("logits").input
+        votes = keras.layers.Dense(len(EMOTIONS), activation="softmax", dtype="float32", name="votes")(features)
+        learner, weights = keras.Model(network.inputs, [network.output, votes]), [1.0, votes_head]
+    learner.compile(
+        optimizer,
+        ["categorical_crossentropy"] * len(weights),
+        loss_weights=weights,
+        metrics=[["accuracy"], []][: len(weights)],
+        jit_compile=False,
+    )
+    return learner
 
 
 def _make_optimizer(schedule: Schedule, steps: int, precision: str) -> keras.optimizers.Optimizer:

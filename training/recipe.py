@@ -50,6 +50,8 @@ class Targets:
     """Weight of the crowd's votes beside the label, 0 to 1."""
     smoothing: float
     """Share of the answer spread over all classes."""
+    votes_head: float
+    """Weight of a second answer, the crowd's votes alone, that is learned beside it and not saved; 0 learns none."""
     teachers: tuple[str, ...]
     """Emotion models, by version or directory, whose mean answer is mixed in: see `training.teachers`."""
     teachers_share: float
@@ -197,6 +199,7 @@ def _check(recipe: Recipe, path: Path) -> None:
         ),
         ("name must be letters, digits, '-' and '_'", recipe.name.replace("-", "").replace("_", "").isalnum()),
         ("network.widths and network.blocks must be equally long", len(network.widths) == len(network.blocks) > 0),
+        ("targets.votes_head must not be below 0", targets.votes_head >= 0),
         ("schedule.epochs and schedule.batch_size must be at least 1", min(schedule.epochs, schedule.batch_size) >= 1),
         ("schedule.learning_rate must be above 0", schedule.learning_rate > 0),
         (f"schedule.optimizer must be one of {', '.join(_OPTIMIZERS)}", schedule.optimizer in _OPTIMIZERS),

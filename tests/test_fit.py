@@ -87,8 +87,15 @@ def test_training_learns_and_leaves_a_model_that_says_what_it_is(
     assert served["test"]["log_loss"] == pytest.approx(description.metrics["test"]["log_loss"], rel=0.1)
 
 
-def test_an_interrupted_training_ends_like_an_unbroken_one(splits: DataSplits, recipe: Recipe, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, epochs=4))
+@pytest.mark.parametrize("votes_head", [0.0, 0.5])
+def test_an_interrupted_training_ends_like_an_unbroken_one(
+    splits: DataSplits, recipe: Recipe, votes_head: float, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(
+        recipe,
+        schedule=dataclasses.replace(recipe.schedule, epochs=4),
+        targets=dataclasses.replace(recipe.targets, votes_head=votes_head),
+    )
     unbroken_weights, unbroken = fit_network(splits, recipe, tmp_path / "unbroken")
 
     def interrupt(epoch: Epoch) -> None:
@@ -119,6 +126,19 @@ def test_only_a_whole_checkpoint_of_this_recipe_is_gone_on_from(
     assert len(fit_network(splits, short, tmp_path)[1]) == 1
     with pytest.raises(ConfigError, match="belongs to another recipe"):
         fit_network(splits, recipe, tmp_path)
+
+
+def test_a_head_for_the_votes_shapes_what_is_learned_and_is_not_kept(
+    splits: DataSplits, recipe: Recipe, tmp_path: Path
+) -> None:
+    short = dataclasses.replace(recipe, schedule=dataclasses.replace(recipe.schedule, epochs=1))
+    headed = dataclasses.replace(short, targets=dataclasses.replace(short.targets, votes_head=0.5))
+    # Nobody voted on these images, so that the head learns their labels: the loss counts them one and a half times.
+    weights, plain = fit_network(splits, short, tmp_path / "plain")
+    headed_weights, history = fit_network(splits, headed, tmp_path / "headed")
+    assert [array.shape for array in headed_weights] == [array.shape for array in weights]
+    assert any(not np.allclose(one, other, atol=1e-4) for one, other in zip(headed_weights, weights, strict=True))
+    assert history[0].train_loss == pytest.approx(1.5 * plain[0].train_loss, rel=0.15)
 
 
 def test_adamw_trains_too(splits: DataSplits, recipe: Recipe, tmp_path: Path) -> None:
@@ -233,7 +253,7 @@ def test_a_model_is_taught_by_others_and_starts_from_another(
         train(data, tmp_path / "other.toml", tmp_path / "other")
 
 
-@pytest.mark.parametrize("name", ["train.toml", "distill.toml", "smoke.toml", "seed.toml"])
+@pytest.mark.parametrize("name", ["train.toml", "distill.toml", "mobile.toml", "smoke.toml", "seed.toml"])
 def test_the_recipes_that_come_with_it_are_valid(name: str) -> None:
     recipe = load_recipe(CONFIGS / name)
     assert json.loads(json.dumps(dataclasses.asdict(recipe)))["schedule"]["sizes_px"][-1] == 48
@@ -247,6 +267,7 @@ def test_the_recipes_that_come_with_it_are_valid(name: str) -> None:
         ("dropout = 0.0", "", "the setting 'network.dropout' is missing"),
         ("epochs = 12", "epochs = 4.5", "'schedule.epochs' is 4.5, but it must be a int"),
         ("epochs = 12", "epochs = 0", "schedule.epochs and schedule.batch_size must be at least 1"),
+        ("votes_head = 0.0", "votes_head = -0.5", "targets.votes_head must not be below 0"),
         ("mix = 0.0", "mix = -0.1", "augmentation.mix must not be below 0"),
         ("mirror = 0.5", "mirror = true", "'augmentation.mirror' is True, but it must be a float"),
         ("mirror = 0.5", "mirror = 5", "augmentation.mirror must lie between 0 and 1"),

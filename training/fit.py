@@ -341,10 +341,8 @@ def build_network(shape: Network, **options: Any) -> keras.Model:
     )
 
 
-def _compile_learner(
-    network: keras.Model, optimizer: keras.optimizers.Optimizer, *, votes_head: float
-) -> keras.Model:
-    """Give the network what it learns by: its loss, and beside it, if that has a weight, a head that tells the votes."""
+def _compile_learner(network: keras.Model, optimizer: keras.optimizers.Optimizer, *, votes_head: float) -> keras.Model:
+    """Give the network what it learns by: a loss and, where that has a weight, a head beside it for the votes."""
     import keras
 
     learner, weights = network, [1.0]

@@ -253,9 +253,9 @@ def test_a_model_is_taught_by_others_and_starts_from_another(
         train(data, tmp_path / "other.toml", tmp_path / "other")
 
 
-@pytest.mark.parametrize("name", ["train.toml", "distill.toml", "mobile.toml", "smoke.toml", "seed.toml"])
+@pytest.mark.parametrize("name", ["train", "distill", "mobile", "mobile_taught", "smoke", "seed"])
 def test_the_recipes_that_come_with_it_are_valid(name: str) -> None:
-    recipe = load_recipe(CONFIGS / name)
+    recipe = load_recipe(CONFIGS / f"{name}.toml")
     assert json.loads(json.dumps(dataclasses.asdict(recipe)))["schedule"]["sizes_px"][-1] == 48
 
 

@@ -354,7 +354,7 @@ def _compile_learner(network: keras.Model, optimizer: keras.optimizers.Optimizer
         optimizer,
         ["categorical_crossentropy"] * len(weights),
         loss_weights=weights,
-        metrics=[["accuracy"], []][: len(weights)],
+        metrics={"probabilities": ["accuracy"]},
         jit_compile=False,
     )
     return learner

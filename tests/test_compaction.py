@@ -41,14 +41,27 @@ from flows.compact_results import compact_results
 
 INFO = VideoInfo(width=64, height=48, frame_count=9, duration_seconds=0.9, fps=10.0, has_audio=False, warning=None)
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-YESTERDAY = (datetime.now(UTC) - timedelta(days=1)).timestamp()
+NOW = datetime.now(UTC)
+"""The moment at which merging believes to be, so that midnight may come between two lines of a test."""
+YESTERDAY = (NOW - timedelta(days=1)).timestamp()
 GONE = (FileNotFoundError, duckdb.IOException)
 """What a query says that listed a table just before it was exchanged; it is to be repeated."""
+
+
+class StoppedClock(datetime):
+    @classmethod
+    def now(cls, tz=None) -> datetime:
+        return NOW.astimezone(tz)
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch) -> None:
     monkeypatch.setattr(compaction, "_LISTING_SECONDS", 0.5)
+
+
+@pytest.fixture(autouse=True)
+def one_moment(monkeypatch) -> None:
+    monkeypatch.setattr(compaction, "datetime", StoppedClock)
 
 
 @pytest.fixture
@@ -161,12 +174,12 @@ def test_a_second_time_changes_nothing(results):
 
 def test_each_day_has_files_of_its_own_and_today_has_small_ones(results):
     for index, days_ago in enumerate([0, 0, 1, 1, 2, 2, 2]):
-        moment = datetime.now(UTC) - timedelta(days=days_ago)
+        moment = NOW - timedelta(days=days_ago)
         add(results, f"{index:016x}", changed_at=moment.timestamp())
     assert compact(results, older_than_days=2) == Compacted(9, 3, 1)
     assert compact(results) == Compacted(6, 3, 1)
     assert files(results, "faces") == ["0" * 16, f"{1:016x}", "columns", "compact", "compact"]
-    day = (datetime.now(UTC) - timedelta(days=2)).date()
+    day = (NOW - timedelta(days=2)).date()
     assert list_big(results.table("videos"))[0].name.startswith(f"compact-{day}-")
     assert compact(results, older_than_days=0) == Compacted(6, 3, 1)
     assert len(pd.read_parquet(results.table("videos"))) == 7
@@ -771,7 +784,7 @@ def test_a_file_that_is_no_video_s_stays_in_its_table(results):
     add_many(results, 3)
     shutil.copy(results.rows("faces", f"{1:016x}"), results.table("faces") / "mine.parquet")
     shutil.copy(results.rows("videos", f"{1:016x}"), results.table("videos") / "mine.parquet")
-    assert compact(results, today=datetime.now(UTC).date() + timedelta(days=1)) == Compacted(9, 3, 1)
+    assert compact(results, today=NOW.date() + timedelta(days=1)) == Compacted(9, 3, 1)
     assert files(results, "faces") == ["columns", "compact", "mine"]
 
 
@@ -856,8 +869,7 @@ def test_in_a_bucket_too(bucket, tmp_path):
     video_ids = add_many(results, 12)
     before = {table: read_table(results, table).to_pylist() for table in TABLES}
     assert len(before["videos"]) == 12
-    tomorrow = (datetime.now(UTC) + timedelta(days=1)).date()
-    assert compact(results, today=tomorrow) == Compacted(36, 3, 1)
+    assert compact(results, today=NOW.date() + timedelta(days=2)) == Compacted(36, 3, 1)
     assert [path.name[:8] for path in results.table("faces").iterdir() if is_big(path)] == ["compact-"]
     assert len(list(results.table("faces").iterdir())) == 2
     options = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
@@ -881,7 +893,7 @@ def test_in_a_bucket_too(bucket, tmp_path):
 def test_readers_of_a_bucket_count_right_while_it_is_merged(bucket):
     results = open_results(bucket / "results")
     add_many(results, 24)
-    tomorrow = (datetime.now(UTC) + timedelta(days=1)).date()
+    later = NOW.date() + timedelta(days=2)
     counts = []
     is_done = threading.Event()
 
@@ -893,7 +905,7 @@ def test_readers_of_a_bucket_count_right_while_it_is_merged(bucket):
     reader.start()
     try:
         for _ in range(2):
-            compact(results, today=tomorrow)
+            compact(results, today=later)
             take_out(results, f"{3:016x}")
     finally:
         is_done.set()

@@ -178,12 +178,20 @@ def _show_keeping(live: LiveFaces) -> None:
             "Keep what is seen",
             help="Numbers only, no pictures, in this machine's memory until you close the page; for the download.",
         )
-        if live.is_kept or live.kept_faces:
-            # A run begun by the press would take the file away before the browser asks for it (Streamlit 1.67).
-            st.download_button(
-                "Download CSV", live.csv, "live.csv", "text/csv", icon=":material/download:", on_click="ignore"
-            )
-            st.button("Forget it", on_click=live.forget_kept, icon=":material/delete:")
+        # Always there: the browser takes nothing away at the end of a run when the other fragments' next one has begun
+        # by then (Streamlit 1.67, `ForwardMsgQueue.clear`).
+        has_none = not (live.is_kept or live.kept_faces)
+        # A run begun by the press would take the file away before the browser asks for it (Streamlit 1.67).
+        st.download_button(
+            "Download CSV",
+            live.csv,
+            "live.csv",
+            "text/csv",
+            icon=":material/download:",
+            on_click="ignore",
+            disabled=has_none,
+        )
+        st.button("Forget it", on_click=live.forget_kept, icon=":material/delete:", disabled=has_none)
 
 
 def _show_people(sight: Sight) -> None:

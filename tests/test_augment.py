@@ -22,12 +22,16 @@ def face() -> np.ndarray:
     return cv2.resize(noise, (48, 48), interpolation=cv2.INTER_CUBIC)
 
 
+def vary(face: np.ndarray, how: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    return augment(face, how, rng, size_px=48, other_gray=np.zeros_like(face))
+
+
 def test_no_augmentation_leaves_every_pixel(face: np.ndarray) -> None:
-    assert np.array_equal(augment(face, NONE, np.random.default_rng(0), size_px=48), face)
+    assert np.array_equal(vary(face, NONE, np.random.default_rng(0)), face)
 
 
 def test_mirror_alone_swaps_left_and_right(face: np.ndarray) -> None:
-    mirrored = augment(face, dataclasses.replace(NONE, mirror=1.0), np.random.default_rng(0), size_px=48)
+    mirrored = vary(face, dataclasses.replace(NONE, mirror=1.0), np.random.default_rng(0))
     assert np.abs(mirrored.astype(int) - face[:, ::-1]).max() <= 1
 
 
@@ -42,11 +46,28 @@ def test_the_same_state_of_chance_gives_the_same_images(face: np.ndarray) -> Non
 def test_each_strength_alone_changes_the_image_but_keeps_the_face(field: str, face: np.ndarray) -> None:
     how = dataclasses.replace(NONE, **{field: getattr(ALL, field) or 1.0})
     rng = np.random.default_rng(1)
-    images = [augment(face, how, rng, size_px=48) for _ in range(30)]
+    images = [vary(face, how, rng) for _ in range(30)]
     assert any(not np.array_equal(image, face) for image in images)
-    alike = [np.corrcoef(image.ravel(), face.ravel())[0, 1] for image in images]
+    middle = slice(12, 36)
+    alike = [np.corrcoef(image[middle, middle].ravel(), face[middle, middle].ravel())[0, 1] for image in images]
     # The mirror image of a random pattern is another pattern; every other change leaves it recognisable.
     assert field == "mirror" or np.median(alike) > 0.6
+
+
+def test_surroundings_are_a_flat_grey_or_those_of_another_face(face: np.ndarray) -> None:
+    faces = np.stack([face] * 40 + [np.full_like(face, 7)] * 40)
+    images = augment_batch(faces, dataclasses.replace(NONE, surroundings=1.0), np.random.default_rng(4), size_px=48)
+    of_first, of_second = images[:40], images[40:]
+    assert np.array_equal(of_first[:, 20:28, 20:28], faces[:40, 20:28, 20:28]), "what is in the middle stays"
+    assert (of_second[:, 20:28, 20:28] == 7).all()
+    corners = of_first[:, :3, :3]
+    of_same, of_other = (corners == face[:3, :3]).all((1, 2)), (corners == 7).all((1, 2))
+    is_flat = (np.ptp(corners, axis=(1, 2)) == 0) & ~of_other
+    assert (of_same | of_other | is_flat).all()
+    assert 3 <= of_same.sum()
+    assert 3 <= of_other.sum()
+    assert 10 <= is_flat.sum() <= 30
+    assert len(np.unique(corners[is_flat])) > 5, "greys of all kinds"
 
 
 def test_smaller_crops_for_the_first_epochs_are_uint8_of_that_size(face: np.ndarray) -> None:

@@ -269,6 +269,7 @@ def test_the_recipes_that_come_with_it_are_valid(name: str) -> None:
         ("epochs = 12", "epochs = 0", "schedule.epochs and schedule.batch_size must be at least 1"),
         ("votes_head = 0.0", "votes_head = -0.5", "targets.votes_head must not be below 0"),
         ("mix = 0.0", "mix = -0.1", "augmentation.mix must not be below 0"),
+        ("mix = 0.0", "mix = 0.0\nsurroundings = 2", "augmentation.surroundings must lie between 0 and 1"),
         ("mirror = 0.5", "mirror = true", "'augmentation.mirror' is True, but it must be a float"),
         ("mirror = 0.5", "mirror = 5", "augmentation.mirror must lie between 0 and 1"),
         ("[8, 16, 32]", "[8]", "network.widths and network.blocks must be equally long"),
@@ -292,6 +293,15 @@ def test_a_recipe_with_a_mistake_is_refused_by_file_and_key(tmp_path: Path, old:
         load_recipe(path)
     assert message in str(refusal.value)
     assert str(refusal.value).startswith(str(path))
+
+
+def test_settings_that_came_later_are_off_where_a_recipe_does_not_name_them(tmp_path: Path) -> None:
+    """Seen to fail before: a model that was trained earlier could not be trained further."""
+    text = (CONFIGS / "smoke.toml").read_text()
+    earlier = "".join(line for line in text.splitlines(True) if not line.startswith(("votes_head", "surroundings")))
+    (tmp_path / "earlier.toml").write_text(earlier)
+    recipe = load_recipe(tmp_path / "earlier.toml")
+    assert (recipe.targets.votes_head, recipe.augmentation.surroundings) == (0.0, 0.0)
 
 
 def test_a_recipe_that_is_not_there_is_refused(tmp_path: Path) -> None:

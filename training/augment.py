@@ -30,9 +30,13 @@ class Augmentation:
     """Probability of the faults of real footage: blur, a small face enlarged, compression, noise."""
     mix: float
     """Strength with which two faces and their targets are blended; 0 does not. See `mix_batch`."""
+    surroundings: float = 0.0
+    """Probability of another picture, or a flat grey, around the face."""
 
 
-def augment(image_gray: np.ndarray, how: Augmentation, rng: np.random.Generator, *, size_px: int) -> np.ndarray:
+def augment(
+    image_gray: np.ndarray, how: Augmentation, rng: np.random.Generator, *, size_px: int, other_gray: np.ndarray
+) -> np.ndarray:
     """Vary one face.
 
     The framing goes through `crop_gray`, the function that cuts faces out of video, so that training sees its
@@ -43,11 +47,14 @@ def augment(image_gray: np.ndarray, how: Augmentation, rng: np.random.Generator,
         how: the strengths.
         rng: where chance comes from; the same state gives the same image.
         size_px: side of the result.
+        other_gray: another crop of the same shape, of which the surroundings may be taken.
 
     Returns:
         uint8 (size_px, size_px).
     """
     side = image_gray.shape[0]
+    if how.surroundings and rng.random() < how.surroundings:
+        image_gray = _surround(image_gray, other_gray, rng)
     dx, dy, dzoom, droll = rng.uniform(-1, 1, 4)
     window = CropWindow(
         center_x=side * (0.5 + how.shift_share * dx),
@@ -67,7 +74,13 @@ def augment(image_gray: np.ndarray, how: Augmentation, rng: np.random.Generator,
 
 def augment_batch(images_gray: np.ndarray, how: Augmentation, rng: np.random.Generator, *, size_px: int) -> np.ndarray:
     """Vary each of some faces, uint8 (n, height, width) -> uint8 (n, size_px, size_px)."""
-    return np.stack([augment(image, how, rng, size_px=size_px) for image in images_gray])
+    others = images_gray[rng.permutation(len(images_gray))] if how.surroundings else images_gray
+    return np.stack(
+        [
+            augment(image, how, rng, size_px=size_px, other_gray=other)
+            for image, other in zip(images_gray, others, strict=True)
+        ]
+    )
 
 
 def mix_batch(
@@ -90,6 +103,19 @@ def mix_batch(
     share = np.minimum(share, 1 - share)
     faces = faces_gray + share[..., np.newaxis] * (faces_gray[other].astype(np.float32) - faces_gray)
     return np.rint(faces).astype(np.uint8), targets + share * (targets[other] - targets)
+
+
+def _surround(face: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Keep an ellipse around the face, its edge soft, and show half of the time a flat grey outside of it."""
+    side = face.shape[0]
+    down, across = np.mgrid[:side, :side].astype(np.float32) / side
+    center_x, center_y = rng.uniform(0.46, 0.54, 2)
+    radius_x, radius_y = rng.uniform(0.32, 0.46), rng.uniform(0.4, 0.54)
+    distance = np.hypot((across - center_x) / radius_x, (down - center_y) / radius_y)
+    inside = np.clip((1 - distance) * rng.uniform(3, 10) + 0.5, 0, 1)
+    around = np.full_like(face, rng.integers(0, 256)) if rng.random() < 0.5 else other
+    shown: np.ndarray = np.rint(inside * face + (1 - inside) * around).astype(np.uint8)
+    return shown
 
 
 def _relight(face: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:

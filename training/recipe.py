@@ -50,14 +50,14 @@ class Targets:
     """Weight of the crowd's votes beside the label, 0 to 1."""
     smoothing: float
     """Share of the answer spread over all classes."""
-    votes_head: float
-    """Weight of a second answer, the crowd's votes alone, that is learned beside it and not saved; 0 learns none."""
     teachers: tuple[str, ...]
     """Emotion models, by version or directory, whose mean answer is mixed in: see `training.teachers`."""
     teachers_share: float
     """Weight of the teachers' answer beside all of the above, 0 to 1."""
     least_recall: float
     """After the training, rare answers are favoured until this share of each class's validation images is found."""
+    votes_head: float = 0.0
+    """Weight of a second answer, the crowd's votes alone, that is learned beside it and not saved; 0 learns none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,10 @@ def parse_recipe(table: dict[str, Any], path: Path) -> Recipe:
 
 
 def _read(kind: type, table: dict[str, Any], path: Path, prefix: str) -> Any:
-    """Build one dataclass from one TOML table, its nested ones from the tables inside."""
+    """Build one dataclass from one TOML table, its nested ones from the tables inside.
+
+    Settings that have a default came later than the first models; what these were made by does not name them.
+    """
     hints = get_type_hints(kind)
     for key in table:
         if key not in hints:
@@ -150,6 +153,8 @@ def _read(kind: type, table: dict[str, Any], path: Path, prefix: str) -> Any:
     for field in dataclasses.fields(kind):
         key = prefix + field.name
         if field.name not in table:
+            if field.default is not dataclasses.MISSING:
+                continue
             raise ConfigError(f"{path}: the setting '{key}' is missing. Copy it from configs/train.toml.")
         values[field.name] = _convert(hints[field.name], table[field.name], path, key)
     return kind(**values)
@@ -185,6 +190,7 @@ def _check(recipe: Recipe, path: Path) -> None:
         "augmentation.mirror": how.mirror,
         "augmentation.erase": how.erase,
         "augmentation.degrade": how.degrade,
+        "augmentation.surroundings": how.surroundings,
     }
     demands = [(f"{key} must lie between 0 and 1", 0 <= value <= 1) for key, value in shares.items()]
     demands += [

@@ -17,7 +17,9 @@ from benchmarks.classifiers import cpu_ms_a_face, keras_classifier, processor
 from benchmarks.clips import answer_clips
 from benchmarks.fer_network import FerNetwork
 from ferflow.errors import ConfigError, FerflowError
+from ferflow.faces import resize_faces
 from models.emotion_classifier import KERAS_FILE, EmotionModel, read_description
+from models.emotion_cnn import CROP_SIZE_PX
 from models.face_detector import MediaPipeFaceDetector
 from models.store import find_model
 from training.dataset import LABELS_FILE, DataSplits, load_splits
@@ -66,7 +68,7 @@ def _run(directory: Path, args: argparse.Namespace) -> int:
     if args.videos is not None and not args.videos.is_dir():
         raise ConfigError(f"{args.videos}: there is no such folder of clips. Correct the path or leave --videos out.")
     _tell(f"Reading {args.data} ...")
-    splits = load_splits(args.data, size_px=description.crop_size_px, leaks="leave_out")
+    splits = load_splits(args.data, size_px=CROP_SIZE_PX, leaks="leave_out")
     is_its_own = splits.sha256 == description.data.get("sha256")
     if args.write_card and not is_its_own:
         raise ConfigError(
@@ -127,8 +129,13 @@ def evaluate_model(
     }
     _tell("Timing three networks in turn ...")
     cpu_ms = cpu_ms_a_face(classifiers, size_px=model.crop_size_px)
+    photos = {
+        "served": model.classify_photos,
+        "float32": lambda faces_gray: compute(resize_faces(faces_gray, model.crop_size_px)),
+        "rival": rival.classify,
+    }
     scores = {}
-    for part, classify in classifiers.items():
+    for part, classify in photos.items():
         _tell(f"Scoring the images: {names[part]} ...")
         scores[part] = score(classify, splits)
     clips: dict[str, tuple[ClipResult, ...]] = dict.fromkeys(classifiers, ())

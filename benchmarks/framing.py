@@ -65,6 +65,7 @@ def measure_crops(archive: Path, detector: MediaPipeFaceDetector, sample: int) -
 def measure_clips(folder: Path, detector: MediaPipeFaceDetector, model: str) -> None:
     """Score the clips with each framing: frames that are right, and mean probability of the intended emotion."""
     classifier = warm_classifier(model)
+    size_px = classifier.crop_size_px
     labelled = [(path, EMOTIONS.index(emotion)) for path, emotion in labelled_clips(folder)]
     seen = [(label, list(_faces(path, detector))) for path, label in labelled]
     print(f"\n{len(seen)} clips; columns: crop's centre below the box's, in boxes; right frames % / mean probability %")
@@ -76,7 +77,7 @@ def measure_clips(folder: Path, detector: MediaPipeFaceDetector, model: str) -> 
                 framing = Framing(side, down, is_levelled)
                 right, probability = [], []
                 for label, faces in seen:
-                    crops = [crop_gray(image, face_window(face, framing), size_px=48) for image, face in faces]
+                    crops = [crop_gray(image, face_window(face, framing), size_px=size_px) for image, face in faces]
                     scores = classifier.classify(np.stack(crops))
                     right.append((scores.argmax(axis=1) == label).mean())
                     probability.append(scores[:, label].mean())

@@ -70,6 +70,26 @@ def face_window(face: Face, framing: Framing) -> CropWindow:
     )
 
 
+def resize_faces(faces_gray: np.ndarray, size_px: int) -> np.ndarray:
+    """Bring pictures of faces to another side, sampled as `crop_gray` samples.
+
+    Args:
+        faces_gray: uint8 (n, side, side).
+        size_px: the other side.
+
+    Returns:
+        uint8 (n, size_px, size_px); the pictures themselves where they have that side.
+    """
+    side_px = faces_gray.shape[1]
+    if side_px == size_px:
+        return faces_gray
+    window = CropWindow(center_x=side_px / 2, center_y=side_px / 2, side_px=side_px, roll_degrees=0.0)
+    resized = np.empty((len(faces_gray), size_px, size_px), np.uint8)
+    for row, face in zip(resized, faces_gray, strict=True):
+        row[:] = crop_gray(face, window, size_px=size_px)
+    return resized
+
+
 def crop_gray(image: np.ndarray, window: CropWindow, *, size_px: int, mirror: bool = False) -> np.ndarray:
     """Cut one window out of a picture: the only way by which a face reaches a network, in training and in use.
 

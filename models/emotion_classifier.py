@@ -32,7 +32,7 @@ import numpy as np
 
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import ModelError
-from ferflow.faces import Framing
+from ferflow.faces import Framing, resize_faces
 from models.keras_file import check_keras_file
 from models.quiet import without_chatter
 
@@ -164,6 +164,10 @@ class EmotionModel:
                 self._interpreter.invoke()
                 scores[start : start + len(batch)] = self._interpreter.get_tensor(self._output["index"])
         return scores
+
+    def classify_photos(self, faces_gray: np.ndarray) -> np.ndarray:
+        """Score pictures of faces of any one side, uint8 (n, side, side), as `classify` does."""
+        return self.classify(resize_faces(faces_gray, self.crop_size_px))
 
     def _allocate(self, batch_size: int) -> None:
         shape = (batch_size, self.crop_size_px, self.crop_size_px, 1)

@@ -1,4 +1,4 @@
-"""grey 48x48 faces -> probabilities: the networks, with normalisation and temperature inside the graph."""
+"""grey faces -> probabilities: the networks, with normalisation and temperature inside the graph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import keras
 
 CROP_SIZE_PX = 48
-"""Side of the crops that the networks read: what FER2013 was published in."""
+"""Side of the images that the networks learn from: what FER2013 was published in."""
 
 _NORM_MOMENTUM = 0.98
 # Below a spread of about 0.03 of full scale an image is noise; it is not blown up to look like a face.
@@ -21,6 +21,15 @@ _MOBILE_FACE_PX = 112
 # The kernels from which it may start were made for 128, which is no better and costs a third more; 96 is worse.
 _SEQUENTIAL_L2 = 1e-4
 _SEQUENTIAL_HIDDEN = 256
+
+
+def served_size_px(kind: str) -> int:
+    """Side of the crops that a finished network of a kind reads.
+
+    Where a network enlarges what it learns from, it is shown faces of video in that size from the beginning: they have
+    the detail.
+    """
+    return _MOBILE_FACE_PX if kind == "mobile" else CROP_SIZE_PX
 
 
 def build_emotion_cnn(
@@ -37,9 +46,9 @@ def build_emotion_cnn(
 
     Args:
         kind: `mobile`, depthwise separable convolutions after MobileNet (Howard et al. 2017, arXiv 1704.04861) on the
-            face enlarged to 112 pixels, which can start from `models.face_network`; `residual`, with
-            squeeze-and-excitation (He et al. 2016, Hu et al. 2018); `sequential`, one convolution after the other
-            with L2 and dropout, the kind that this project began with.
+            face at 112 pixels, to which smaller crops are enlarged, and which can start from `models.face_network`;
+            `residual`, with squeeze-and-excitation (He et al. 2016, Hu et al. 2018); `sequential`, one convolution
+            after the other with L2 and dropout, the kind that this project began with.
         widths: channels at the first resolution and after each halving.
         blocks: blocks at each of these resolutions.
         dropout: share of the pooled features that training drops; in `sequential` also of each level's.
@@ -48,7 +57,7 @@ def build_emotion_cnn(
         size_px: side of the crops; None takes any, which lets training begin on small ones. The weights are the same.
 
     Returns:
-        A model from uint8 (n, 48, 48, 1) grey values to float32 (n, 7) probabilities in
+        A model from uint8 (n, size_px, size_px, 1) grey values to float32 (n, 7) probabilities in
         the order of EMOTIONS. It holds no Lambda and no own class, so Keras loads it in safe mode.
     """
     import keras
@@ -83,7 +92,8 @@ def _mobile(
     def relu6(x: keras.KerasTensor) -> keras.KerasTensor:
         return layers.ReLU(6, dtype=policy)(x)
 
-    x = layers.Resizing(_MOBILE_FACE_PX, _MOBILE_FACE_PX, interpolation="bilinear", dtype=policy)(x)
+    if x.shape[1] != _MOBILE_FACE_PX:
+        x = layers.Resizing(_MOBILE_FACE_PX, _MOBILE_FACE_PX, interpolation="bilinear", dtype=policy)(x)
     x = relu6(layers.Conv2D(_MOBILE_STEM, 3, 2, padding="same", dtype=policy, name="stem")(x))
     for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
         for index in range(count):

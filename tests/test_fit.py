@@ -10,11 +10,13 @@ import pytest
 
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import ConfigError
+from ferflow.faces import resize_faces
 from models.emotion_classifier import EmotionModel, read_description
+from models.trial import check_model
 from training.checkpoint import Epoch, read_checkpoint
 from training.dataset import DataSplits, load_splits
 from training.evaluation import evaluate
-from training.fit import best_epoch, fit_network, has_stalled, rate_on_plateau, size_in_epoch, train
+from training.fit import best_epoch, fit_network, has_stalled, rate_on_plateau, size_in_epoch, train, weights_of
 from training.machine import find_machine, precision_on_gpu, precision_on_processor
 from training.recipe import Recipe, load_recipe
 from training.teachers import ask_teachers
@@ -175,6 +177,27 @@ def test_a_mobile_network_trains_on_small_crops_and_then_on_larger_ones(
     schedule = dataclasses.replace(recipe.schedule, epochs=2)
     _, history = fit_network(splits, dataclasses.replace(recipe, network=network, schedule=schedule), tmp_path)
     assert len(history) == 2
+
+
+def test_a_finished_mobile_network_is_shown_faces_of_the_size_to_which_it_enlarges(
+    trained: tuple[Path, Path, list[Epoch]], data: Path, splits: DataSplits, tmp_path: Path
+) -> None:
+    smoke = (CONFIGS / "smoke.toml").read_text()
+    (tmp_path / "mobile.toml").write_text(smoke.replace('"residual"', '"mobile"').replace("epochs = 12", "epochs = 2"))
+    directory = train(data, tmp_path / "mobile.toml", tmp_path / "out")
+    check_model(directory)
+    model, photos = EmotionModel(directory), splits.test.images_gray
+    assert model.crop_size_px == 112
+    with pytest.raises(ValueError, match=r"not uint8 \(n, 112, 112\)"):
+        model.classify(photos)
+    enlarged = np.stack([cv2.resize(photo, (112, 112), interpolation=cv2.INTER_LINEAR) for photo in photos])
+    assert np.abs(resize_faces(photos, 112).astype(int) - enlarged).max() <= 1
+    assert resize_faces(photos, 48) is photos
+    assert model.classify_photos(photos) == pytest.approx(model.classify(enlarged), abs=0.02)
+    served, measured = evaluate(model.classify_photos, splits)["test"], read_description(directory).metrics["test"]
+    assert served["log_loss"] == pytest.approx(measured["log_loss"], rel=0.1)
+    assert ask_teachers([directory, trained[1]], photos).shape == (len(photos), 7)
+    assert weights_of(directory, load_recipe(tmp_path / "mobile.toml").network) is not None
 
 
 def _history(*losses: float) -> list[Epoch]:

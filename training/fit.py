@@ -20,8 +20,9 @@ import numpy as np
 
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import ConfigError
+from ferflow.faces import resize_faces
 from models.emotion_classifier import EmotionModel, ModelDescription, load_network, save_model
-from models.emotion_cnn import CROP_SIZE_PX, build_emotion_cnn
+from models.emotion_cnn import CROP_SIZE_PX, build_emotion_cnn, served_size_px
 from models.face_network import start_from_face_network
 from models.store import find_model
 from training.augment import augment_batch, mix_batch
@@ -104,7 +105,7 @@ def train(
     start = _start_of(recipe)
     weights, history = fit_network(splits, recipe, out_dir, start=start, on_step=on_step, on_epoch=on_epoch)
     directory = finish_model(splits, recipe, weights, history, out_dir)
-    scores = EmotionModel(directory).classify(splits.test.images_gray)
+    scores = EmotionModel(directory).classify_photos(splits.test.images_gray)
     draw_figures([dataclasses.asdict(epoch) for epoch in history], scores, splits, out_dir / FIGURES)
     return directory
 
@@ -131,9 +132,14 @@ def finish_model(
     Returns:
         The model directory, `out_dir / version`.
     """
-    uncalibrated = build_network(recipe.network)
+    size_px = served_size_px(recipe.network.kind)
+    uncalibrated = build_network(recipe.network, size_px=size_px)
     uncalibrated.set_weights(weights)
-    probabilities, labels = _predict(uncalibrated, splits.validation.images_gray), splits.validation.labels
+
+    def answer(images_gray: np.ndarray) -> np.ndarray:
+        return _predict(uncalibrated, resize_faces(images_gray, size_px))
+
+    probabilities, labels = answer(splits.validation.images_gray), splits.validation.labels
     calibration = favour_rare_answers(
         probabilities,
         labels,
@@ -142,18 +148,18 @@ def finish_model(
     )
     # softmax(logits / temperature + bias) with the bias moved into the last layer's own.
     shift = np.float32(calibration.temperature) * np.asarray(calibration.class_biases, np.float32)
-    network = build_network(recipe.network, temperature=calibration.temperature)
+    network = build_network(recipe.network, temperature=calibration.temperature, size_px=size_px)
     network.set_weights([*weights[:-1], weights[-1] + shift])
     description = ModelDescription(
         name=recipe.name,
-        crop_size_px=CROP_SIZE_PX,
+        crop_size_px=size_px,
         temperature=calibration.temperature,
         class_biases=dict(zip(EMOTIONS, calibration.class_biases, strict=True)),
         framing=recipe.framing,
         commit=_commit(),
         recipe=dataclasses.asdict(recipe),
         data=describe_splits(splits) | dict(origin or {}),
-        metrics=evaluate(lambda images_gray: calibrate(_predict(uncalibrated, images_gray), calibration), splits),
+        metrics=evaluate(lambda images_gray: calibrate(answer(images_gray), calibration), splits),
         history=[dataclasses.asdict(epoch) for epoch in history],
     )
     directory = save_model(out_dir, network, description=description)

@@ -26,7 +26,7 @@ from ferflow.errors import ConfigError, DataError, ModelError
 from ferflow.mirror import Mirror
 from ferflow.storage import is_local, place
 from models.emotion_classifier import DESCRIPTION_FILE, EmotionModel, ModelDescription, read_description
-from models.emotion_cnn import CROP_SIZE_PX
+from models.emotion_cnn import CROP_SIZE_PX, served_size_px
 from models.store import MODELS_VARIABLE, ModelStore, Verdict
 from models.wheels import cache_folder
 from training.checkpoint import Epoch
@@ -263,13 +263,13 @@ def record_of(description: ModelDescription) -> LabelledRecord:
 def _judge(candidate: Path, in_use: Path, split: LabelledSplit, old: DataSplits, settings: RetrainSettings) -> Verdict:
     """Ask both models, in the form in which they serve, and draw what the candidate does on the old test images."""
     asked, answers = EmotionModel(candidate), EmotionModel(in_use)
-    scores = asked.classify(old.test.images_gray)
+    scores = asked.classify_photos(old.test.images_gray)
     draw_curves(asked.description.history, candidate / "curves.png")
     draw_confusion(measure(scores, old.test.labels), candidate / "confusion.png")
     draw_reliability(scores, old.test.labels, candidate / "reliability.png")
 
     def right(model: EmotionModel, images: LabelledImages) -> np.ndarray:
-        hits: np.ndarray = model.classify(images.images_gray).argmax(axis=1) == images.labels
+        hits: np.ndarray = model.classify_photos(images.images_gray).argmax(axis=1) == images.labels
         return hits
 
     on_old = compare(scores.argmax(axis=1) == old.test.labels, right(answers, old.test))
@@ -321,12 +321,12 @@ def gentle_recipe(description: ModelDescription, directory: Path, settings: Retr
     Raises:
         ModelError: this version cannot train a model of that recipe further.
     """
-    if description.crop_size_px != CROP_SIZE_PX:
-        raise _not_trainable(directory, f"it reads crops of {description.crop_size_px} pixels, not {CROP_SIZE_PX}")
     try:
         recipe = parse_recipe(dict(description.recipe), directory / DESCRIPTION_FILE)
     except ConfigError as error:
         raise _not_trainable(directory, error) from error
+    if description.crop_size_px not in (CROP_SIZE_PX, size_px := served_size_px(recipe.network.kind)):
+        raise _not_trainable(directory, f"it reads crops of {description.crop_size_px} pixels, not {size_px}")
     schedule = dataclasses.replace(
         recipe.schedule,
         epochs=settings.epochs,

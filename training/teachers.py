@@ -28,7 +28,7 @@ def ask_teachers(teachers: Sequence[Path], images_gray: np.ndarray) -> np.ndarra
         ModelError: a model cannot be used.
     """
     logs = [
-        np.log(np.maximum(model.classify(np.ascontiguousarray(view)), _LEAST_PROBABILITY))
+        np.log(np.maximum(model.classify_photos(np.ascontiguousarray(view)), _LEAST_PROBABILITY))
         for model in map(EmotionModel, teachers)
         for view in (images_gray, images_gray[..., ::-1])
     ]

@@ -16,7 +16,16 @@ from models.trial import check_model
 from training.checkpoint import Epoch, read_checkpoint
 from training.dataset import DataSplits, load_splits
 from training.evaluation import evaluate
-from training.fit import best_epoch, fit_network, has_stalled, rate_on_plateau, size_in_epoch, train, weights_of
+from training.fit import (
+    CHECKPOINT_FILE,
+    best_epoch,
+    fit_network,
+    has_stalled,
+    rate_on_plateau,
+    size_in_epoch,
+    train,
+    weights_of,
+)
 from training.machine import find_machine, precision_on_gpu, precision_on_processor
 from training.recipe import Recipe, load_recipe
 from training.teachers import ask_teachers
@@ -245,6 +254,19 @@ def test_a_training_can_start_from_a_models_weights(splits: DataSplits, recipe: 
         fit_network(splits, gentle, tmp_path / "further")
 
 
+def test_what_is_kept_may_lie_between_the_start_and_the_end(splits: DataSplits, recipe: Recipe, tmp_path: Path) -> None:
+    schedule = dataclasses.replace(recipe.schedule, epochs=1)
+    short = dataclasses.replace(recipe, schedule=schedule)
+    start, _ = fit_network(splits, short, tmp_path / "start")
+    halfway = dataclasses.replace(short, schedule=dataclasses.replace(schedule, start_share=0.25))
+    kept, _ = fit_network(splits, halfway, tmp_path / "on", start=start)
+    with np.load(tmp_path / "on" / CHECKPOINT_FILE) as checkpoint:
+        ends = [checkpoint[f"average_{index}"] for index in range(len(kept))]
+    for between, old, end in zip(kept, start, ends, strict=True):
+        assert between == pytest.approx(0.25 * old + 0.75 * end, abs=1e-5)
+    assert any(not np.allclose(old, end, atol=1e-3) for old, end in zip(start, ends, strict=True))
+
+
 def test_a_file_that_is_no_checkpoint_is_refused_with_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.npz"
     assert read_checkpoint(path, "any") is None
@@ -276,7 +298,9 @@ def test_a_model_is_taught_by_others_and_starts_from_another(
         train(data, tmp_path / "other.toml", tmp_path / "other")
 
 
-@pytest.mark.parametrize("name", ["train", "distill", "mobile", "mobile_taught", "smoke", "seed"])
+@pytest.mark.parametrize(
+    "name", ["train", "distill", "mobile", "mobile_taught", "mobile_again", "mobile_again_taught", "smoke", "seed"]
+)
 def test_the_recipes_that_come_with_it_are_valid(name: str) -> None:
     recipe = load_recipe(CONFIGS / f"{name}.toml")
     assert json.loads(json.dumps(dataclasses.asdict(recipe)))["schedule"]["sizes_px"][-1] == 48
@@ -300,6 +324,7 @@ def test_the_recipes_that_come_with_it_are_valid(name: str) -> None:
         ('"muon"', '"sgd"', "schedule.optimizer must be one of muon, adamw, adam"),
         ('"cosine"', '"step"', "schedule.decay must be one of cosine, plateau"),
         ('"last"', '"first"', "schedule.keep must be one of last, best"),
+        ('"last"', '"last"\nstart_share = 0.5', "start_share must be 0 for a network that starts from no model"),
         ('"residual"', '"transformer"', "network.kind must be one of mobile, residual, sequential"),
         ('"scratch"', '"face_network"', "network.start may be 'face_network' for a mobile network only"),
         ("teachers = []", "teachers = [1]", "'targets.teachers' is 1, but it must be a str"),

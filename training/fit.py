@@ -209,7 +209,7 @@ def fit_network(
 
     Returns:
         The averaged weights in the order of the model's `get_weights`, of the last epoch or, if the recipe says so, of
-        the best, and what each epoch left.
+        the best or of one of these and the start; and what each epoch left.
 
     Raises:
         ConfigError: run_dir holds the checkpoint of another recipe, of other data or of another start.
@@ -294,7 +294,12 @@ def fit_network(
         )
         if on_epoch is not None:
             on_epoch(epoch)
-    return best if schedule.keep == "best" else average, history
+    kept = best if schedule.keep == "best" else average
+    if start is not None and schedule.start_share:
+        # What a model knew before it was trained further holds on other faces than those of the training: the mean of
+        # both is better there, often here too (Wortsman et al. 2022, arXiv:2109.01903).
+        kept = [new + np.float32(schedule.start_share) * (old - new) for new, old in zip(kept, start, strict=True)]
+    return kept, history
 
 
 def weights_of(directory: Path, shape: Network) -> list[np.ndarray] | None:

@@ -94,6 +94,8 @@ class Schedule:
     """Share of the epochs at each of these sides; together 1."""
     precision: str
     """`auto` (what the machine does fastest), `mixed_bfloat16`, `mixed_float16` or `float32`."""
+    start_share: float = 0.0
+    """Share of the starting model's weights in those that are kept: their weighted mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,7 @@ def _check(recipe: Recipe, path: Path) -> None:
         "targets.least_recall": targets.least_recall,
         "network.dropout": network.dropout,
         "schedule.average_decay": schedule.average_decay,
+        "schedule.start_share": schedule.start_share,
         "augmentation.mirror": how.mirror,
         "augmentation.erase": how.erase,
         "augmentation.degrade": how.degrade,
@@ -198,6 +201,10 @@ def _check(recipe: Recipe, path: Path) -> None:
         (
             "network.start may be 'face_network' for a mobile network only",
             network.start != "face_network" or network.kind == "mobile",
+        ),
+        (
+            "schedule.start_share must be 0 for a network that starts from no model",
+            not schedule.start_share or network.start not in OWN_STARTS,
         ),
         (
             "targets.teachers must name a model where teachers_share is above 0",

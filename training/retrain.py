@@ -338,6 +338,7 @@ def gentle_recipe(description: ModelDescription, directory: Path, settings: Retr
         keep="last",
         sizes_px=(CROP_SIZE_PX,),
         size_shares=(1.0,),
+        start_share=0.0,
     )
     # What it was taught by is not at hand everywhere, and says nothing of new faces' labels.
     targets = dataclasses.replace(recipe.targets, teachers=(), teachers_share=0.0)

@@ -40,10 +40,10 @@ def model(viewer, page):
 
 def test_the_version_in_use_shows_its_numbers_confusion_and_reliability(model):
     expect(model.locator(".ff-version")).to_contain_text(shipped_model().name)
-    figures = re.compile(r"66.6%\s*accuracy.*2.4%\s*calibration error", re.DOTALL)
+    figures = re.compile(r"71.0%\s*accuracy.*2.8%\s*calibration error", re.DOTALL)
     expect(model.locator(".ff-tiles")).to_contain_text(figures)
     happy = model.locator(".ff-confusion tbody tr").filter(has_text="happy").locator("td")
-    expect(happy.nth(3)).to_have_text("90%")
+    expect(happy.nth(3)).to_have_text("92%")
     picture = model.get_by_role("img").first
     expect(picture).to_be_visible()
     assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 100

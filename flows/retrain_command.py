@@ -48,30 +48,36 @@ def run(args: argparse.Namespace) -> int:
 
 def _once(settings: "RetrainSettings", *, on_server: bool) -> int:
     from flows.training_report import describe_nothing_new, describe_retrained
-    from models.store import ModelStore
-    from training.retrain import count_new_images
 
-    store = ModelStore()
-    done = _retrain(settings, on_server=on_server) if _is_enough(settings) else None
+    done = _retrain(settings, on_server=on_server) if _count(settings) >= settings.min_new_images else None
     if done is None:
-        sys.stdout.write(f"{describe_nothing_new(count_new_images(settings, store), settings)}\n")
+        sys.stdout.write(f"{describe_nothing_new(_count(settings), settings)}\n")
         return 0
     sys.stdout.write(f"{describe_retrained(done)}\n")
     return 0 if done.verdict.decision == "promoted" else _REFUSED
 
 
 def _watch(settings: "RetrainSettings", *, on_server: bool) -> int:
-    """Go on until it is interrupted. What goes wrong is said once and tried again later, less often."""
-    from ferflow.errors import FerflowError
+    """Go on until it is interrupted. What goes wrong is said once and tried again later, less often.
+
+    A retraining that somebody cancelled is gone on with as soon as another face is labelled.
+    """
+    from ferflow.errors import FerflowError, StoppedError
     from flows.training_report import describe_retrained
 
-    said = ""
+    said, cancelled_at = "", 0
     sys.stderr.write(f"Watching {settings.labelled}; stop with Ctrl-C.\n")
     while True:
+        count, done = 0, None
         try:
-            done = _retrain(settings, on_server=on_server) if _is_enough(settings) else None
+            count = _count(settings)
+            if count >= settings.min_new_images and count != cancelled_at:
+                done = _retrain(settings, on_server=on_server)
         except (FerflowError, OSError) as error:
-            if str(error) != said:
+            if isinstance(error, StoppedError):
+                cancelled_at = count
+                sys.stderr.write(f"ferflow: {error} This watch does so as soon as another face is labelled.\n")
+            elif str(error) != said:
                 said = str(error)
                 sys.stderr.write(f"ferflow: {said}\n")
             time.sleep(_PATIENCE * settings.watch_seconds)
@@ -83,12 +89,12 @@ def _watch(settings: "RetrainSettings", *, on_server: bool) -> int:
         time.sleep(settings.watch_seconds)
 
 
-def _is_enough(settings: "RetrainSettings") -> bool:
+def _count(settings: "RetrainSettings") -> int:
     """Ask in this process, which costs next to nothing; a flow run for every look would cost seconds."""
     from models.store import ModelStore
     from training.retrain import count_new_images
 
-    return count_new_images(settings, ModelStore()) >= settings.min_new_images
+    return count_new_images(settings, ModelStore())
 
 
 def _retrain(settings: "RetrainSettings", *, on_server: bool) -> "Retraining | None":

@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from prefect_server import Server, eventually, without_prefect
+from prefect_server import Server, end, eventually, without_prefect
 
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import StoppedError
@@ -29,6 +30,7 @@ from training.dataset import load_splits
 from training.fit import CHECKPOINT_FILE, Step, fit_network
 from training.progress import Pace, describe_seconds, describe_step, hear_training
 from training.recipe import load_recipe
+from training.retrain import WORK_FOLDER
 from training.retrain_settings import RetrainSettings, load_retrain_settings
 
 ROOT = Path(__file__).parents[1]
@@ -227,6 +229,46 @@ def test_a_watch_starts_a_retraining_when_enough_is_there_and_a_worse_candidate_
     assert re.findall(r"!\[(\w+)\]", verdict) == ["confusion", "curves", "reliability"]
     # It is not tried again on the same images.
     assert watch_labelled(settings, return_state=True).name == "Nothing new"
+
+
+def test_a_cancelled_retraining_of_a_watch_is_gone_on_with_when_another_face_is_labelled(
+    labelled: Path, data: Path, on_server: Server
+) -> None:
+    """Seen to fail: it was begun again after ten looks."""
+    rng = np.random.default_rng(4)
+    pattern = rng.integers(0, 256, (5, 5)).astype(np.uint8)
+    for number in range(21):
+        write_face(labelled / EMOTIONS[number % 7] / f"{number}.png", pattern, rng)
+    command = [sys.executable, "-m", "flows.cli", "retrain", "--watch", "--prefect"]
+    command += ["--labelled", str(labelled), "--data", str(data), "--epochs", "400", "--min-new-images", "20"]
+    command += ["--settle-seconds", "0", "--watch-seconds", "0.1"]
+    environment = without_prefect() | {"PREFECT_API_URL": on_server.url}
+    environment |= {"PREFECT_HOME": on_server.environment["PREFECT_HOME"]}
+
+    def runs() -> list[dict[str, Any]]:
+        named = {"name": {"any_": ["retrain: labelled"]}}
+        found = on_server.ask("flow_runs/filter", sort="START_TIME_DESC", flow_runs=named)
+        return [run for run in found if run["parameters"]["settings"]["epochs"] == 400]
+
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            eventually(lambda: [*ModelStore().root.glob(f"{WORK_FOLDER}/*/{CHECKPOINT_FILE}")], "the first epoch")
+            (run,) = runs()
+            on_server.ask(f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+            assert process.stderr is not None
+            said = next(line for line in process.stderr if line.startswith("ferflow: "))
+            assert said == (
+                "ferflow: Cancelled. Start it again, and it goes on after the last finished epoch. This watch does so "
+                "as soon as another face is labelled.\n"
+            )
+            time.sleep(3)
+            assert [run["state_type"] for run in runs()] == ["CANCELLED"]
+            write_face(labelled / "fear" / "last.png", pattern, rng)
+            eventually(lambda: len(runs()) == 2, "the second run")
+        finally:
+            end(process)
 
 
 def test_what_a_flow_cannot_do_is_one_sentence(labelled: Path, on_server: Server, tmp_path: Path) -> None:

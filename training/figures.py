@@ -71,7 +71,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(left=0.5)
         axes.grid(axis="y", color="0.9")
-        axes.legend(loc="upper right" if what == "loss" else "lower right", frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return _save(figure, path)
 
 

@@ -250,7 +250,8 @@ def fit_network(
         targets = targets + np.float32(share) * (answers - targets)
     if recipe.targets.votes_head:
         targets = np.concatenate([targets, soft_targets(splits.train, votes_share=1, smoothing=0)], axis=1)
-    accuracy = "accuracy" if learner is network else "probabilities_accuracy"
+    # Of the answer alone where a second one is learned beside it.
+    answer = "" if learner is network else "probabilities_"
     while len(history) < schedule.epochs and not has_stalled(schedule, history):
         number, started = len(history) + 1, time.monotonic()
         if schedule.decay == "plateau":
@@ -264,8 +265,8 @@ def fit_network(
             heads = np.split(answers, len(learner.outputs), axis=1)
             step = learner.train_on_batch(faces, heads, return_dict=True)
             done += len(faces)
-            loss += step["loss"] * len(faces)
-            right += step[accuracy] * len(faces)
+            loss += step[f"{answer}loss"] * len(faces)
+            right += step[f"{answer}accuracy"] * len(faces)
             _blend(average, network.get_weights(), schedule.average_decay, int(optimizer.iterations))
             if on_step is not None:
                 on_step(Step(number, schedule.epochs, done, len(splits.train), loss / done, right / done))

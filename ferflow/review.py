@@ -18,7 +18,7 @@ from ferflow.faces import Framing, crop_gray, face_window
 from ferflow.frames import read_images_at
 from ferflow.records import Face
 from ferflow.selection import FacePlace, PickedFace
-from ferflow.storage import content_id, fetched, part_file, place
+from ferflow.storage import content_id, fetched, list_files, part_file, place, reach
 
 UNSORTED = "unsorted"
 """Folder of the crops that are still to be sorted; those of the emotions lie beside it."""
@@ -72,11 +72,17 @@ def parse_name(name: str) -> FacePlace | None:
 def faces_reviewed(review: Path, labelled: Path) -> frozenset[FacePlace]:
     """Every face that a person was given before: what lies in either folder or stands in the review's table.
 
+    Args:
+        review: the folder of this machine.
+        labelled: a folder or a bucket's prefix, which need not be there.
+
     Raises:
-        ConfigError: the review's table is none.
+        ConfigError: the review's table is none; there is no such bucket, or its key is missing or wrong.
+        OSError: the bucket does not answer.
     """
+    reach(labelled)
     names = [row["file"] for row in _read_table(review / TABLE_FILE)]
-    names += [path.name for folder in (review, labelled) for path in folder.rglob("*~*")]
+    names += [file.path.name for folder in (review, labelled) for file in list_files(folder)]
     return frozenset(place for place in map(parse_name, names) if place is not None)
 
 

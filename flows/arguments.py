@@ -46,6 +46,15 @@ def given_settings(args: argparse.Namespace, settings: "type[BaseModel]") -> dic
     return {name: getattr(args, name) for name in settings.model_fields}
 
 
+def local_path(text: str) -> Path:
+    """Read a folder or file that must be of this machine."""
+    from ferflow.storage import is_local, place
+
+    if not is_local(path := place(text)):
+        raise argparse.ArgumentTypeError(f"{text}: this must lie on this machine; a bucket will not do")
+    return path
+
+
 def positive(text: str) -> int:
     """Read a whole number of 1 or more."""
     value = int(text)

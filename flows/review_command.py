@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ferflow.storage import place
-from flows.arguments import positive
+from flows.arguments import local_path, positive
 
 _PROBLEMS_SHOWN = 10
 
@@ -23,14 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the faces were found (%(default)s)",
     )
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("review"), help="where to put the faces (%(default)s)"
+        "--out", metavar="DIR", type=local_path, default=Path("review"), help="where to put the faces (%(default)s)"
     )
     parser.add_argument(
         "--labelled",
         metavar="DIR",
-        type=Path,
+        type=place,
         default=Path("labelled"),
-        help="the sorted faces of before, which are not picked again (%(default)s)",
+        help="the sorted faces of before, which are not picked again, a folder or s3://bucket/prefix (%(default)s)",
     )
     parser.add_argument("--count", metavar="N", type=positive, default=200, help="how many faces to pick (%(default)s)")
     parser.add_argument(

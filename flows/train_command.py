@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from flows.arguments import add_prefect
+from flows.arguments import add_prefect, local_path
 from flows.server import is_wanted, leave_logging_to_prefect
 from training.dataset import Leaks
 
@@ -17,12 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        type=Path,
+        type=local_path,
         help="labelled faces: a folder of train/<emotion>/ and test/<emotion>/ or of <emotion>/ alone, an archive of "
         "one, fer2013.csv, or a CSV or Parquet table of path and label",
     )
     parser.add_argument("--config", metavar="FILE", type=Path, help="a TOML file like configs/train.toml, the default")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs"), help="where to write (%(default)s)")
+    parser.add_argument(
+        "--out", metavar="DIR", type=local_path, default=Path("runs"), help="where to write (%(default)s)"
+    )
     parser.add_argument(
         "--leaks",
         choices=get_args(Leaks),

@@ -35,6 +35,7 @@ from ferflow.selection import LEAST_SURE, RANDOM, FacePlace, PickedFace, pick_fa
 from ferflow.sources import open_results
 from ferflow.stages import analyze_video
 from ferflow.storage import Results, content_id
+from flows.cli import main
 from models.face_detector import MediaPipeFaceDetector
 from models.warm import face_finder, warm_classifier
 from training.dataset import load_labelled
@@ -238,6 +239,26 @@ def test_what_was_sorted_moved_or_thrown_away_is_not_picked_again(analysed, tmp_
     (review / TABLE_FILE).unlink()
     assert faces_reviewed(review, labelled) == {face.place for face in picked if face is not picked[2]}
     assert faces_reviewed(tmp_path / "no review", tmp_path / "nothing labelled") == set()
+
+
+def test_what_was_labelled_into_a_bucket_is_not_picked_again(analysed, bucket, tmp_path):
+    """Seen to fail: the bucket was taken for a folder that is not there."""
+    picked = pick_faces(analysed, count=2, random_share=0, seed=0).faces
+    names = [name_crop(face.source, face.place) for face in picked]
+    for name in names:
+        (bucket / "labelled" / "happy" / name).write_bytes(b"a face")
+    command = ["review", "--results", str(analysed.root), "--count", "2", "--random-share", "0"]
+    command += ["--out", str(tmp_path / "review"), "--labelled", f"{bucket}/labelled"]
+    assert main(command) == 0
+    assert {row["file"] for row in table(tmp_path / "review")}.isdisjoint(names)
+
+
+def test_a_review_is_not_written_into_a_bucket(capsys):
+    with pytest.raises(SystemExit):
+        main(["review", "--out", "s3://bucket/review"])
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "ferflow review: error: argument --out: s3://bucket/review: this must lie on this machine; a bucket will not do"
+    )
 
 
 @pytest.fixture

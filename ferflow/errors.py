@@ -4,6 +4,7 @@
     ├── VideoError      this file is at fault: record it, go on with the next
     │   └── SourceError it could not be got at, or did not keep still: say so, try again with the next run
     ├── DataError       the labelled data is at fault: nothing can be trained on it
+    │   └── NothingToLearnError none of what is new can be learned: wait for more
     ├── ModelError      the installation is at fault: stop
     ├── ConfigError     a setting or an argument is at fault: stop
     ├── StoppedError    nothing is at fault: somebody stopped the work
@@ -28,6 +29,10 @@ class SourceError(VideoError):
 
 class DataError(FerflowError):
     """Labelled images that cannot be trained on as they are."""
+
+
+class NothingToLearnError(DataError):
+    """New labelled images, but none to learn from: all are held out, or known already."""
 
 
 class ModelError(FerflowError):

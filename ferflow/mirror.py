@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -51,6 +52,8 @@ class Mirror:
                 if known.get(name) != there[name].tag:
                     with part_file(self.folder / name) as part, fetched(there[name].path) as copy:
                         part.write_bytes(copy.read_bytes())
+                        # On every machine the same, by which files are known again.
+                        os.utime(part, (there[name].modified_at,) * 2)
                     known[name] = there[name].tag
             for name in set(known) - set(there):
                 (self.folder / name).unlink(missing_ok=True)

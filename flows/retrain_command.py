@@ -60,22 +60,23 @@ def _once(settings: "RetrainSettings", *, on_server: bool) -> int:
 def _watch(settings: "RetrainSettings", *, on_server: bool) -> int:
     """Go on until it is interrupted. What goes wrong is said once and tried again later, less often.
 
-    A retraining that somebody cancelled is gone on with as soon as another face is labelled.
+    A retraining that somebody cancelled, or that found nothing to learn, is begun again when another face is labelled.
     """
-    from ferflow.errors import FerflowError, StoppedError
+    from ferflow.errors import FerflowError, NothingToLearnError, StoppedError
     from flows.training_report import describe_retrained
 
-    said, cancelled_at = "", 0
+    said, waits_at = "", 0
     sys.stderr.write(f"Watching {settings.labelled}; stop with Ctrl-C.\n")
     while True:
         count, done = 0, None
         try:
             count = _count(settings)
-            if count >= settings.min_new_images and count != cancelled_at:
+            if count >= settings.min_new_images and count != waits_at:
                 done = _retrain(settings, on_server=on_server)
         except (FerflowError, OSError) as error:
+            if isinstance(error, StoppedError | NothingToLearnError):
+                waits_at = count
             if isinstance(error, StoppedError):
-                cancelled_at = count
                 sys.stderr.write(f"ferflow: {error} This watch does so as soon as another face is labelled.\n")
             elif str(error) != said:
                 said = str(error)

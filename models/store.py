@@ -213,18 +213,20 @@ class ModelStore:
                     self._send(self.root / description.version)
         return self.root / description.version
 
-    def promote(self, name: str, *, reason: str = "") -> Path:
+    def promote(self, name: str, *, reason: str = "", in_place_of: str = "") -> Path:
         """Take a version into use; a model from elsewhere is added first. Workers meet it at their next video.
 
         Args:
             name: a version, or the path of a model's folder.
             reason: why, for the list of promotions.
+            in_place_of: the version that must be in use until now; empty for any.
 
         Returns:
             Its directory.
 
         Raises:
-            ModelError: there is no such model, it cannot be used, or the store cannot be written.
+            ModelError: there is no such model, it cannot be used, another one is in use than it is to replace, or the
+                store cannot be written.
         """
         directory = self.find(name)
         if directory.parent not in (self.root, _SHIPPED):
@@ -233,7 +235,13 @@ class ModelStore:
         EmotionModel(directory)  # Its files may have been damaged since they were added.
         with self._writing(), self._locked():
             promotions = self.promotions()
-            if version != [shipped_model().name, *_standing(promotions)][-1]:
+            in_use = [shipped_model().name, *_standing(promotions)][-1]
+            if in_place_of not in ("", in_use):
+                raise ModelError(
+                    f"{directory}: it was to replace {in_place_of}, but {in_use} was taken into use meanwhile. Retrain "
+                    "again."
+                )
+            if version != in_use:
                 self._write([*promotions, Promotion("promote", version, _now(), reason)])
         return directory
 

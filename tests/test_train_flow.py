@@ -1,5 +1,6 @@
 """Training and retraining as a person starts them: the command, and the flows on a real Prefect server."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -239,36 +240,56 @@ def test_a_cancelled_retraining_of_a_watch_is_gone_on_with_when_another_face_is_
     pattern = rng.integers(0, 256, (5, 5)).astype(np.uint8)
     for number in range(21):
         write_face(labelled / EMOTIONS[number % 7] / f"{number}.png", pattern, rng)
-    command = [sys.executable, "-m", "flows.cli", "retrain", "--watch", "--prefect"]
-    command += ["--labelled", str(labelled), "--data", str(data), "--epochs", "400", "--min-new-images", "20"]
-    command += ["--settle-seconds", "0", "--watch-seconds", "0.1"]
-    environment = without_prefect() | {"PREFECT_API_URL": on_server.url}
-    environment |= {"PREFECT_HOME": on_server.environment["PREFECT_HOME"]}
 
     def runs() -> list[dict[str, Any]]:
         named = {"name": {"any_": ["retrain: labelled"]}}
         found = on_server.ask("flow_runs/filter", sort="START_TIME_DESC", flow_runs=named)
         return [run for run in found if run["parameters"]["settings"]["epochs"] == 400]
 
+    with watching(labelled, data, on_server, "--epochs", "400", "--min-new-images", "20") as process:
+        eventually(lambda: [*ModelStore().root.glob(f"{WORK_FOLDER}/*/{CHECKPOINT_FILE}")], "the first epoch")
+        (run,) = runs()
+        on_server.ask(f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if line.startswith("ferflow: "))
+        assert said == (
+            "ferflow: Cancelled. Start it again, and it goes on after the last finished epoch. This watch does so as "
+            "soon as another face is labelled.\n"
+        )
+        time.sleep(3)
+        assert [run["state_type"] for run in runs()] == ["CANCELLED"]
+        write_face(labelled / "fear" / "last.png", pattern, rng)
+        eventually(lambda: len(runs()) == 2, "the second run")
+
+
+@contextlib.contextmanager
+def watching(labelled: Path, data: Path, server: Server, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """`ferflow retrain --watch` with flows on the server, ten looks a second."""
+    command = [sys.executable, "-m", "flows.cli", "retrain", "--watch", "--prefect", "--labelled", str(labelled)]
+    command += ["--data", str(data), "--settle-seconds", "0", "--watch-seconds", "0.1", *options]
+    environment = without_prefect() | {"PREFECT_API_URL": server.url}
+    environment |= {"PREFECT_HOME": server.environment["PREFECT_HOME"]}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
-            eventually(lambda: [*ModelStore().root.glob(f"{WORK_FOLDER}/*/{CHECKPOINT_FILE}")], "the first epoch")
-            (run,) = runs()
-            on_server.ask(f"flow_runs/{run['id']}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
-            assert process.stderr is not None
-            said = next(line for line in process.stderr if line.startswith("ferflow: "))
-            assert said == (
-                "ferflow: Cancelled. Start it again, and it goes on after the last finished epoch. This watch does so "
-                "as soon as another face is labelled.\n"
-            )
-            time.sleep(3)
-            assert [run["state_type"] for run in runs()] == ["CANCELLED"]
-            write_face(labelled / "fear" / "last.png", pattern, rng)
-            eventually(lambda: len(runs()) == 2, "the second run")
+            yield process
         finally:
             end(process)
+
+
+def test_a_watch_does_not_begin_again_on_faces_of_which_none_can_be_learned(
+    labelled: Path, data: Path, on_server: Server
+) -> None:
+    """Seen to fail: a run after ten looks, and another after ten more."""
+    subprocess.run(["cp", "-r", data / "train" / "happy", labelled], check=True)
+    with watching(labelled, data, on_server, "--min-new-images", "16") as process:
+        assert process.stderr is not None
+        said = next(line for line in process.stderr if line.startswith("ferflow: "))
+        assert "of 16 new images none is left to learn from" in said
+        time.sleep(3)
+        runs = on_server.ask("flow_runs/filter", sort="START_TIME_DESC", limit=2)
+        assert [run["parameters"]["settings"]["labelled"] == str(labelled) for run in runs] == [True, False]
 
 
 def test_what_a_flow_cannot_do_is_one_sentence(labelled: Path, on_server: Server, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ferflow.emotions import EMOTIONS
-from ferflow.errors import ConfigError, DataError, ModelError
+from ferflow.errors import ConfigError, DataError, ModelError, NothingToLearnError
 from ferflow.mirror import Mirror
 from ferflow.storage import is_local, place
 from models.emotion_classifier import DESCRIPTION_FILE, EmotionModel, ModelDescription, read_description
@@ -62,8 +63,8 @@ class LabelledRecord:
     """These were looked at and not used: they are in the old data, or in a video or photo on the other side."""
     folder: str = ""
     """Names the folder without telling where it is."""
-    listed_at: float = 0.0
-    """When the folder was listed: seconds since 1970."""
+    files: frozenset[str] = frozenset()
+    """What lay in the folder when it was looked at; each file is named by a hash of its path, length and time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +94,15 @@ class Retraining:
 def count_new_images(settings: RetrainSettings, store: ModelStore) -> int:
     """Count the labelled images that no judged candidate has seen.
 
-    While the files that were changed since the last look are too few to start a retraining, they alone are counted and
+    While the files that were not there at the last retraining are too few to start another, they alone are counted and
     none is opened: looking again and again costs next to nothing.
 
     Raises:
         DataError: there is no folder of labelled images.
         ModelError: the model in use is gone.
     """
-    seen, listed_at = _seen(store, settings.labelled)
-    # Of files that were still changing when the folder was listed, nobody has seen any.
-    fresh = _settled_files(settings, changed_after=listed_at - settings.settle_seconds)
+    seen, known = _seen(store, settings.labelled)
+    fresh = {path for path, name in _settled_files(settings).items() if name not in known}
     if len(fresh) < settings.min_new_images:
         return len(fresh)
     images, _ = load_labelled(_labelled_folder(settings), size_px=CROP_SIZE_PX)
@@ -131,8 +131,9 @@ def retrain(
         The candidate and its verdict; None while there are fewer new images than the settings ask for.
 
     Raises:
-        DataError: a folder or the old data is not there, or no new image is of use.
-        ConfigError: another retraining is under way.
+        DataError: a folder or the old data is not there.
+        NothingToLearnError: no new image is of use.
+        ConfigError: another retraining is under way, or another model was taken into use during this one.
         ModelError: the model in use cannot be trained on, or the store cannot be written.
     """
     with _alone(store.root / WORK_FOLDER) as work:
@@ -143,14 +144,13 @@ def retrain(
         description = read_description(in_use)
         recipe = gentle_recipe(description, in_use, settings)
         old = load_splits(settings.data, size_px=CROP_SIZE_PX, leaks="leave_out")
-        listed_at = time.time()
-        settled = _settled_files(settings, changed_after=0)
+        settled = _settled_files(settings)
         images, report = load_labelled(_labelled_folder(settings), size_px=CROP_SIZE_PX)
         images = _take(images, [path in settled for path in images.paths])
         record = record_of(description)
         split = split_labelled(images, record, old, holdout_share=settings.holdout_share)
         if not len(split.learned):
-            raise DataError(
+            raise NothingToLearnError(
                 f"{settings.labelled}: of {split.new_count} new images none is left to learn from; "
                 f"{len(split.held_out)} are held out to judge by, {len(split.left_out)} are in the old data or repeat "
                 "others. Label faces of other videos."
@@ -170,7 +170,7 @@ def retrain(
             held_out=record.held_out | set(_names(split.held_out)),
             left_out=frozenset(_names(split.left_out)),
             folder=_folder_id(settings.labelled),
-            listed_at=listed_at,
+            files=frozenset(settled.values()),
         )
         origin = {
             "parent": description.version,
@@ -179,10 +179,15 @@ def retrain(
             _RECORD: _as_json(merged),
         }
         candidate = finish_model(mixed, recipe, weights, history, store.root, origin=origin)
+        if (now := store.in_use()) != in_use:
+            raise ConfigError(
+                f"{candidate}: while it was trained, {now.name} was taken into use in place of {in_use.name}, which it "
+                "would be judged against. Start the retraining again; it begins with the model in use."
+            )
         verdict = _judge(candidate, in_use, split, old, settings)
         store.keep_verdict(candidate.name, verdict)
         if verdict.decision == "promoted":
-            store.promote(candidate.name, reason=" ".join(verdict.reasons))
+            store.promote(candidate.name, reason=" ".join(verdict.reasons), in_place_of=in_use.name)
         shutil.rmtree(run_dir)
     return Retraining(candidate, verdict)
 
@@ -219,8 +224,13 @@ def split_labelled(
     learned = np.array([name in record.learned for name in names], bool)
     judged = np.array([name in record.held_out for name in names], bool) & ~learned
     is_new = ~learned & ~judged
+    # Under another label, perhaps: a label that was corrected makes another fact of a photo that is known.
+    known = {name.rpartition(":")[2] for name in record.learned}
     held_out = is_new & np.array(
-        [_is_held_out(path, digest, holdout_share) for path, digest in zip(images.paths, images.digests, strict=True)],
+        [
+            digest not in known and _is_held_out(path, digest, holdout_share)
+            for path, digest in zip(images.paths, images.digests, strict=True)
+        ],
         bool,
     )
     gray = images.images_gray
@@ -251,8 +261,8 @@ def record_of(description: ModelDescription) -> LabelledRecord:
     if table is None:
         return LabelledRecord()
     try:
-        names = {name: frozenset(map(str, table[name])) for name in ("learned", "held_out", "left_out")}
-        return LabelledRecord(**names, folder=str(table["folder"]), listed_at=float(table["listed_at"]))
+        names = {name: frozenset(map(str, table[name])) for name in ("learned", "held_out", "left_out", "files")}
+        return LabelledRecord(**names, folder=str(table["folder"]))
     except (TypeError, KeyError, ValueError) as error:
         raise ModelError(
             f"{description.version}: its {DESCRIPTION_FILE} does not say which labelled images it has seen ({error}). "
@@ -312,7 +322,7 @@ def _finish_promotion(store: ModelStore) -> None:
             continue
         if model.description.version not in once:
             _log.info("%s was found better, but the process ended before it was promoted", model.path)
-            store.promote(model.description.version, reason=" ".join(verdict.reasons))
+            store.promote(model.description.version, reason=" ".join(verdict.reasons), in_place_of=in_use)
 
 
 def gentle_recipe(description: ModelDescription, directory: Path, settings: RetrainSettings) -> Recipe:
@@ -388,10 +398,10 @@ def _is_held_out(path: str, digest: str, share: float) -> bool:
     return int(key[:8], 16) / 16**8 < share
 
 
-def _seen(store: ModelStore, folder: str) -> tuple[frozenset[str], float]:
-    """What judged candidates and the model in use have seen, and when this folder was last listed for one of them."""
-    seen: frozenset[str] = frozenset()
-    listed_at, folder_id = 0.0, _folder_id(folder)
+def _seen(store: ModelStore, folder: str) -> tuple[frozenset[str], frozenset[str]]:
+    """What judged candidates and the model in use have seen, and which files of this folder."""
+    seen, files = frozenset[str](), frozenset[str]()
+    folder_id = _folder_id(folder)
     for model in store.versions():
         # A candidate whose retraining was killed before the verdict does not count: it is made again.
         if model.verdict is not None or model.is_in_use:
@@ -402,8 +412,8 @@ def _seen(store: ModelStore, folder: str) -> tuple[frozenset[str], float]:
                 continue
             seen |= record.learned | record.held_out | record.left_out
             if record.folder == folder_id:
-                listed_at = max(listed_at, record.listed_at)
-    return seen, listed_at
+                files |= record.files
+    return seen, files
 
 
 def _labelled_folder(settings: RetrainSettings) -> Path:
@@ -422,23 +432,28 @@ def _mirror_of(bucket: Path) -> Mirror:
     return Mirror(bucket, cache_folder() / "labelled")
 
 
-def _settled_files(settings: RetrainSettings, *, changed_after: float) -> set[str]:
-    """Files of labelled emotions that are not being written any more, as paths relative to the folder.
+def _settled_files(settings: RetrainSettings) -> dict[str, str]:
+    """Files of labelled emotions that are not being written any more: paths relative to the folder, and their names.
 
-    By the time of their last change as the system keeps it: copying sets the one that users see to the original's.
+    By the time of their last change as the system keeps it: copying sets the one that users see to the original's. A
+    file that is moved, alone or with its folder, gets another name.
     """
     folder = _labelled_folder(settings)
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder. Make it, with a folder for each emotion in it.")
-    latest = time.time() - settings.settle_seconds
-    found = set()
+    # What a bucket has is whole.
+    latest = time.time() - settings.settle_seconds if is_local(place(settings.labelled)) else math.inf
+    names = {}
     for path in folder.glob("*/*"):
         if path.name.startswith((".", "~")) or emotion_of(path.parent.name) is None:
             continue
         with contextlib.suppress(OSError):
-            if changed_after < path.stat().st_ctime <= latest:
-                found.add(path.relative_to(folder).as_posix())
-    return found
+            found = path.stat()
+            if found.st_ctime <= latest:
+                relative = path.relative_to(folder).as_posix()
+                described = f"{found.st_size} {found.st_mtime_ns} {relative}".encode("utf-8", "surrogateescape")
+                names[relative] = hashlib.sha256(described).hexdigest()[:16]
+    return names
 
 
 @contextlib.contextmanager

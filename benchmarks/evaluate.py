@@ -40,7 +40,8 @@ from training.evaluation import (
     write_evaluation,
 )
 from training.figures import draw_confusion, draw_curves, draw_figures, draw_reliability
-from training.metrics import mcnemar, measure
+from training.fit import describe_splits
+from training.metrics import mcnemar, measure, reliability_bins
 from training.model_card import describe_evaluation, write_card
 
 # Crops are enlarged and set in a margin, as a detector for whole pictures expects faces.
@@ -97,6 +98,11 @@ def _run(directory: Path, args: argparse.Namespace) -> int:
         return 0
     differences = find_differences(stored, evaluation)
     differences += compare_metrics(description.metrics, evaluation.float32.metrics, name="model.json")
+    differences += [
+        f"model.json, data, {key}: stored {said}, now {now}"
+        for key, now in describe_splits(splits).items()
+        if (said := description.data.get(key, now)) != now
+    ]
     print(*differences or ["Every figure of the model card is reproduced."], sep="\n")
     return 1 if differences else 0
 
@@ -160,6 +166,7 @@ def evaluate_model(
         served_against_rival=mcnemar(right["served"], right["rival"]),
         crowd_ties=0 if crowd is None else int(has_tie(crowd).sum()),
         groups=tuple(measure_group(group, scores["served"].test, labels) for group in groups),
+        reliability=reliability_bins(scores["served"].test.max(axis=1), right["served"], bin_count=10),
     )
     return evaluation, scores["served"]
 

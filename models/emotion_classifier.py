@@ -88,9 +88,12 @@ class ModelDescription:
     """When, in UTC and ISO 8601; given by `save_model`, empty in models older than this field."""
     served_in: str = _ONCE_SERVED_IN
     """Numbers that the weights are in as they are served; given by `save_model`, float16 in older models."""
+    notes: Sequence[str] = ()
+    """What its makers know of it beyond all this, a sentence or more each, written into model.json by hand; the model
+    card repeats them."""
 
 
-_OPTIONAL = {"class_biases", "saved_at", "served_in"}
+_OPTIONAL = {"class_biases", "saved_at", "served_in", "notes"}
 # Older models do not say these.
 
 
@@ -345,6 +348,11 @@ def _demands(description: ModelDescription) -> list[tuple[str, str, bool]]:
         ("keras_version", "a version like 3.15.1", _release(description.keras_version) is not None),
         ("history", "a list", isinstance(description.history, list)),
         ("saved_at", "a text", isinstance(description.saved_at, str)),
+        (
+            "notes",
+            "a list of texts",
+            isinstance(description.notes, Sequence) and all(isinstance(note, str) for note in description.notes),
+        ),
         *((name, "a table", isinstance(getattr(description, name), dict)) for name in mappings),
     ]
 

@@ -39,7 +39,7 @@ from training.evaluation import (
     read_evaluation,
     write_evaluation,
 )
-from training.metrics import Significance
+from training.metrics import ReliabilityBin, Significance
 
 ROOT = Path(__file__).parents[1]
 
@@ -234,6 +234,7 @@ def make_evaluation(splits: DataSplits) -> Evaluation:
         served_against_rival=Significance(3, 1, 0.625),
         crowd_ties=2,
         groups=(GroupResult("light", "darkest third", 100, 0.5, 0.4, 0.6, 0.55),),
+        reliability=(ReliabilityBin(0.7, 0.8, 0, None, None), ReliabilityBin(0.8, 0.9, 20, 0.85, 0.8)),
     )
 
 
@@ -303,11 +304,31 @@ def test_another_model_other_clips_and_other_groups_are_differences(evaluation: 
         "served, clips": dataclasses.replace(evaluation, served=dataclasses.replace(evaluation.served, clips=turned)),
         "rival, clips": dataclasses.replace(evaluation, rival=dataclasses.replace(evaluation.rival, clips=clips[1:])),
         "groups": dataclasses.replace(evaluation, groups=()),
+        "crowd_ties": dataclasses.replace(evaluation, crowd_ties=3),
+        "model_mb": dataclasses.replace(evaluation, model_mb=1.1),
+        "served_against_rival, second_only: stored 1, now 4": dataclasses.replace(
+            evaluation, served_against_rival=Significance(3, 4, 1.0)
+        ),
+        "reliability": dataclasses.replace(evaluation, reliability=evaluation.reliability[:1]),
     }
     for named, measured in now.items():
         differences = find_differences(evaluation, measured)
         assert len(differences) == 1
         assert differences[0].startswith(named)
+    group, (_, bin_) = evaluation.groups[0], evaluation.reliability
+    for change_of in ({"image_count": 103}, {"accuracy": 0.53}, {"expected": 0.58}):
+        groups = (dataclasses.replace(group, **change_of),)
+        (difference,) = find_differences(evaluation, dataclasses.replace(evaluation, groups=groups))
+        assert difference.startswith("groups")
+    for change_of in ({"image_count": 23, "accuracy": 16 / 23}, {"accuracy": 13 / 20}):
+        bins = (evaluation.reliability[0], dataclasses.replace(bin_, **change_of))
+        (difference,) = find_differences(evaluation, dataclasses.replace(evaluation, reliability=bins))
+        assert difference.startswith("reliability")
+    slower = (dataclasses.replace(clips[0], share=0.6), *clips[1:])
+    served = dataclasses.replace(evaluation.served, clips=slower)
+    assert find_differences(evaluation, dataclasses.replace(evaluation, served=served)) == [
+        "served, clips: stored happy for angry.mp4, 50% angry, now happy for angry.mp4, 60% angry"
+    ]
     missing = {name: metrics for name, metrics in evaluation.served.metrics.items() if name != "ferplus"}
     assert compare_metrics(evaluation.served.metrics, missing, name="served") == [
         "served, ferplus: stored 28 images, now None"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -27,7 +28,7 @@ from training.fit import (
     weights_of,
 )
 from training.machine import find_machine, precision_on_gpu, precision_on_processor
-from training.recipe import Recipe, load_recipe
+from training.recipe import OWN_STARTS, Recipe, load_recipe
 from training.teachers import ask_teachers
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -304,6 +305,22 @@ def test_a_model_is_taught_by_others_and_starts_from_another(
 def test_the_recipes_that_come_with_it_are_valid(name: str) -> None:
     recipe = load_recipe(CONFIGS / f"{name}.toml")
     assert json.loads(json.dumps(dataclasses.asdict(recipe)))["schedule"]["sizes_px"][-1] == 48
+
+
+def test_every_model_that_a_recipe_names_comes_with_ferflow_or_is_made_by_another_recipe() -> None:
+    texts = {path: path.read_text() for path in CONFIGS.glob("*.toml")}
+    made = {
+        version: path for path, text in texts.items() for version in re.findall(r"[ \n#]Made[ \n#]+(fer-[\w-]+)", text)
+    }
+    shipped = {path.parent.name for path in (CONFIGS.parent / "models" / "emotion").glob("*/model.json")}
+    named = 0
+    for path, text in texts.items():
+        if "[network]" in text:
+            recipe = load_recipe(path)
+            for version in {recipe.network.start, *recipe.targets.teachers} - {*OWN_STARTS}:
+                named += 1
+                assert version in shipped or made[version] != path, (path, version)
+    assert named > 10
 
 
 @pytest.mark.parametrize(

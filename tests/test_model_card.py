@@ -10,7 +10,7 @@ from ferflow.faces import Framing
 from models.emotion_classifier import ModelDescription, read_description
 from models.store import shipped_model
 from training.evaluation import Candidate, ClipResult, Evaluation, GroupResult, list_goals, read_evaluation
-from training.metrics import Significance
+from training.metrics import ReliabilityBin, Significance
 from training.model_card import CARD_FILE, describe_goals, describe_model
 
 METRICS = {
@@ -56,6 +56,7 @@ EVALUATION = Evaluation(
     served_against_rival=Significance(90, 6, 1e-9),
     crowd_ties=170,
     groups=(GroupResult("light", "darkest third", 100, 0.5, 0.4, 0.6, 0.55),),
+    reliability=(ReliabilityBin(0.7, 0.8, 0, None, None), ReliabilityBin(0.8, 0.9, 200, 0.8512, 0.815)),
 )
 
 
@@ -109,6 +110,7 @@ def test_the_card_says_what_the_model_is(said: str) -> None:
         "| light | darkest third | 100 | 50.0% | 40.0% to 60.0% | 55.0% | -5.0 |",
         "age, sex, skin or origin",
         "a processor",
+        "| 0.8 to 0.9 | 200 | 0.851 | 81.5% | 75.5% to 86.3% |",
     ],
 )
 def test_the_card_says_what_was_measured_where_it_was(said: str) -> None:
@@ -143,6 +145,31 @@ def test_a_models_data_is_described() -> None:
         "Left out of train: 3 whose photo is in validation or test too, 2 whose label is contradicted, 1 that repeat "
         "another." in card
     )
+
+
+def test_the_card_says_that_photos_were_enlarged() -> None:
+    assert "enlarged" not in describe_model(DESCRIPTION, None)
+    recipe = {"schedule": {"sizes_px": [32, 48]}}
+    card = describe_model(dataclasses.replace(DESCRIPTION, crop_size_px=112, recipe=recipe), None)
+    assert "Trained and measured on photos of 48 pixels, enlarged to 112; in video" in card
+
+
+def test_the_card_repeats_what_its_makers_add_and_what_is_held_out_twice() -> None:
+    assert "makers" not in describe_model(DESCRIPTION, None)
+    data = {**DESCRIPTION.data, "held_out_twice": 1095}
+    card = describe_model(dataclasses.replace(DESCRIPTION, data=data, notes=["Of our lab.", "Of last year."]), None)
+    assert "## What its makers add\n\n- Of our lab.\n- Of last year.\n" in card
+    assert "Photos that are in validation and in test: 1,095." in card
+
+
+def test_the_committed_model_is_nowhere_below_its_floors() -> None:
+    evaluation = read_evaluation(shipped_model())
+    assert evaluation is not None
+    goals = list_goals(evaluation)
+    assert len(goals) == 9
+    assert [goal.what for goal in goals if not goal.meets_floor] == []
+    tested = evaluation.served.metrics["test"]["image_count"]
+    assert sum(bin_.image_count for bin_ in evaluation.reliability) == tested
 
 
 def test_every_table_of_the_card_is_whole() -> None:

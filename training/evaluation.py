@@ -22,7 +22,7 @@ from ferflow.errors import DataError, ModelError
 from ferflow.storage import part_file
 from models.store import EVALUATION_FILE
 from training.dataset import DataSplits, LabelledImages
-from training.metrics import Significance, accuracy_interval, measure
+from training.metrics import ReliabilityBin, Significance, accuracy_interval, measure
 from training.votes import CROWD_COLUMNS
 
 _Item = TypeVar("_Item")
@@ -30,6 +30,8 @@ _Item = TypeVar("_Item")
 TOLERATED_SHARE = 0.003
 TOLERATED_IMAGES = 2
 """Another processor rounds otherwise, which turns a few answers: a figure may move by 0.3 points or by two images."""
+TOLERATED_TIME_SHARE = 0.03
+"""By how much the share of a clip's time may move, of which frames of a fraction of a second are a part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +143,11 @@ class Evaluation:
     served_against_rival: Significance
     """Whether the difference on the test images is more than chance; the served model is the first."""
     crowd_ties: int
-    """Test images with votes on which two answers lead with equally many; they are in neither FER+ figure."""
+    """Test images with votes on which two answers lead with equally many; they do not count by the top vote."""
     groups: tuple[GroupResult, ...]
     """The served model on groups of the test images."""
+    reliability: tuple[ReliabilityBin, ...] = ()
+    """The served model on the test images, by tenths of the score that it gave its answer; older files lack it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,19 +400,44 @@ def find_differences(stored: Evaluation, measured: Evaluation) -> list[str]:
     A share may move by TOLERATED_SHARE or by TOLERATED_IMAGES of those it is a share of, a count of images likewise.
     """
     found = []
-    for field in ("version", "data_sha256"):
+    for field in ("version", "data_sha256", "crowd_ties", "model_mb"):
         if (before := getattr(stored, field)) != (now := getattr(measured, field)):
             found.append(f"{field}: stored {before}, now {now}")
     for part in ("served", "float32", "rival"):
         before, now = getattr(stored, part), getattr(measured, part)
         found += compare_metrics(before.metrics, now.metrics, name=part)
         for clip, clip_now in _pairs(before.clips, now.clips, lambda clip: clip.file):
-            if clip is None or clip_now is None or clip.is_right != clip_now.is_right:
+            if (
+                clip is None
+                or clip_now is None
+                or clip.answer != clip_now.answer
+                or abs(clip.share - clip_now.share) > TOLERATED_TIME_SHARE
+            ):
                 found.append(f"{part}, clips: stored {_said(clip)}, now {_said(clip_now)}")
+    image_count = stored.served.metrics["test"]["image_count"]
+    for field in ("first_only", "second_only"):
+        before, now = getattr(stored.served_against_rival, field), getattr(measured.served_against_rival, field)
+        if _is_count_off(before, now, image_count):
+            found.append(f"served_against_rival, {field}: stored {before}, now {now}")
     for group, group_now in _pairs(stored.groups, measured.groups, lambda group: f"{group.by}, {group.name}"):
-        if group is None or group_now is None or _is_off(group.accuracy, group_now.accuracy, group.image_count):
+        if (
+            group is None
+            or group_now is None
+            or _is_count_off(group.image_count, group_now.image_count, image_count)
+            or _is_off(group.accuracy, group_now.accuracy, group.image_count)
+            or _is_off(group.expected, group_now.expected, group.image_count)
+        ):
             found.append(f"groups: stored {group}, now {group_now}")
+    for bin_, bin_now in _pairs(stored.reliability, measured.reliability, lambda bin_: bin_.low):
+        if bin_ is None or bin_now is None or _moved(bin_, bin_now, image_count):
+            found.append(f"reliability: stored {bin_}, now {bin_now}")
     return found
+
+
+def _moved(bin_: ReliabilityBin, now: ReliabilityBin, image_count: int) -> bool:
+    """Whether other answers state so much, or others of them are right; a few always cross a bin's end."""
+    right, right_now = (round((it.accuracy or 0) * it.image_count) for it in (bin_, now))
+    return _is_count_off(bin_.image_count, now.image_count, image_count) or _is_count_off(right, right_now, image_count)
 
 
 def compare_metrics(
@@ -438,7 +467,7 @@ def compare_metrics(
         if abs(before["log_loss"] - now["log_loss"]) > 0.01:
             found.append(f"{name}, {split}, log_loss: stored {before['log_loss']:.4f}, now {now['log_loss']:.4f}")
         moved = np.abs(np.subtract(before["confusion"], now["confusion"])).max()
-        if moved > max(TOLERATED_IMAGES, TOLERATED_SHARE * before["image_count"]):
+        if _is_count_off(0, moved, before["image_count"]):
             found.append(f"{name}, {split}, confusion: a cell moved by {moved} images")
     return found
 
@@ -465,6 +494,7 @@ def read_evaluation(directory: Path) -> Evaluation | None:
         fields = table | candidates
         fields |= {"served_against_rival": Significance(**table["served_against_rival"])}
         fields |= {"groups": tuple(GroupResult(**group) for group in table["groups"])}
+        fields |= {"reliability": tuple(ReliabilityBin(**bin_) for bin_ in table.get("reliability", ()))}
         return Evaluation(**fields)
     except FileNotFoundError:
         return None
@@ -480,12 +510,16 @@ def _is_off(before: float, now: float, image_count: int) -> bool:
     return abs(before - now) > max(TOLERATED_SHARE, TOLERATED_IMAGES / image_count) + 1e-9
 
 
+def _is_count_off(before: int, now: int, image_count: int) -> bool:
+    return abs(before - now) > max(TOLERATED_IMAGES, TOLERATED_SHARE * image_count)
+
+
 def _pairs(
-    before: Sequence[_Item], now: Sequence[_Item], key: Callable[[_Item], str]
+    before: Sequence[_Item], now: Sequence[_Item], key: Callable[[_Item], str | float]
 ) -> Iterator[tuple[_Item | None, _Item | None]]:
     by_key, by_key_now = {key(item): item for item in before}, {key(item): item for item in now}
     yield from ((by_key.get(name), by_key_now.get(name)) for name in [*by_key, *(by_key_now.keys() - by_key.keys())])
 
 
 def _said(clip: ClipResult | None) -> str:
-    return "nothing" if clip is None else f"{clip.answer} for {clip.file}"
+    return "nothing" if clip is None else f"{clip.answer} for {clip.file}, {clip.share:.0%} {clip.intended}"

@@ -84,21 +84,24 @@ class ReliabilityBin:
     """Share of them that was right; None where there is none."""
 
 
-def reliability_bins(confidences: np.ndarray, right: np.ndarray) -> tuple[ReliabilityBin, ...]:
-    """Sort answers into 15 equal ranges of their stated probability.
+def reliability_bins(
+    confidences: np.ndarray, right: np.ndarray, *, bin_count: int = _CALIBRATION_BINS
+) -> tuple[ReliabilityBin, ...]:
+    """Sort answers into equal ranges of their stated probability.
 
     Args:
         confidences: float (n,), the probability of each answer, 0 to 1.
         right: bool (n,), whether it was the label.
+        bin_count: how many ranges.
     """
-    bins = np.minimum((confidences * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
-    counts = np.bincount(bins, minlength=_CALIBRATION_BINS).tolist()
-    confidence_sums = np.bincount(bins, weights=confidences, minlength=_CALIBRATION_BINS).tolist()
-    right_sums = np.bincount(bins, weights=right, minlength=_CALIBRATION_BINS).tolist()
+    bins = np.minimum((confidences * bin_count).astype(int), bin_count - 1)
+    counts = np.bincount(bins, minlength=bin_count).tolist()
+    confidence_sums = np.bincount(bins, weights=confidences, minlength=bin_count).tolist()
+    right_sums = np.bincount(bins, weights=right, minlength=bin_count).tolist()
     return tuple(
         ReliabilityBin(
-            low=index / _CALIBRATION_BINS,
-            high=(index + 1) / _CALIBRATION_BINS,
+            low=index / bin_count,
+            high=(index + 1) / bin_count,
             image_count=count,
             mean_confidence=confidence_sums[index] / count if count else None,
             accuracy=right_sums[index] / count if count else None,

@@ -12,6 +12,7 @@ from models.emotion_classifier import ModelDescription, read_description
 from training.evaluation import (
     TOLERATED_IMAGES,
     TOLERATED_SHARE,
+    TOLERATED_TIME_SHARE,
     ClipResult,
     Evaluation,
     Goal,
@@ -57,8 +58,8 @@ What the scores do not mean:
   Reconsidered, 2019).
 - A score estimates how likely a person who must label the picture with one of seven words would choose this one.
   There is no score for "none of these", and none for how strong an expression is.
-- A score of 0.8 is right about 8 times in 10 on pictures like the test images. On other footage it is not known until
-  it is measured there.
+- How often a score is right was measured on pictures like the test images alone. On other footage it is not known
+  until it is measured there.
 - Labels are opinions: people agree with those of FER2013 in 65 ± 5 % (Goodfellow et al., 2013), and the crowd of FER+
   chose another word than FER2013's label for 38 % of its images.
 """
@@ -104,6 +105,7 @@ def describe_model(description: ModelDescription, evaluation: Evaluation | None)
         "changes belong there.\n",
         _identity(description),
         _data(description),
+        *([_notes(description)] if description.notes else []),
         _figures(description, evaluation),
         *([] if evaluation is None else [_crowd(evaluation), _PICTURES, describe_evaluation(evaluation)]),
         _USE,
@@ -150,13 +152,30 @@ def _data(description: ModelDescription) -> str:
         for name, counts in images.items()
     ]
     reasons = [f"{left_out.get(reason, 0):,} {words}" for reason, words in _LEFT_OUT.items() if left_out.get(reason)]
+    twice = data.get("held_out_twice", 0)
     return (
         "## Data and split\n\n"
-        "Fitted on train; settings, length and calibration chosen on validation; test looked at to report.\n\n"
+        "Fitted on train, calibrated on validation, measured on test.\n\n"
         + _table(("images", *EMOTIONS, "all"), rows)
         + (f"\nLeft out of train: {', '.join(reasons)}.\n" if reasons else "")
+        + (f"\nPhotos that are in validation and in test: {twice:,}.\n" if twice else "")
+        + _enlarged(description)
         + f"\nsha256 over all paths, labels and pixels: `{data.get('sha256')}`.\n"
     )
+
+
+def _enlarged(description: ModelDescription) -> str:
+    learned_px = max(description.recipe.get("schedule", {}).get("sizes_px", [description.crop_size_px]))
+    if learned_px >= description.crop_size_px:
+        return ""
+    return (
+        f"\nTrained and measured on photos of {learned_px} pixels, enlarged to {description.crop_size_px}; in video it "
+        "is shown faces as large as they are there.\n"
+    )
+
+
+def _notes(description: ModelDescription) -> str:
+    return "## What its makers add\n\n" + "".join(f"- {note}\n" for note in description.notes)
 
 
 def _figures(description: ModelDescription, evaluation: Evaluation | None) -> str:
@@ -199,6 +218,29 @@ def _figures(description: ModelDescription, evaluation: Evaluation | None) -> st
         + _table(("images", *EMOTIONS), recalls)
         + "\nConfusion on the test images: a row a label, a column an answer.\n\n"
         + _table(("", *EMOTIONS), confusion)
+        + ("" if evaluation is None else _reliability(evaluation))
+    )
+
+
+def _reliability(evaluation: Evaluation) -> str:
+    rows = []
+    for bin_ in evaluation.reliability:
+        if bin_.mean_confidence is not None and bin_.accuracy is not None:
+            low, high = accuracy_interval(bin_.accuracy * bin_.image_count, bin_.image_count)
+            rows.append(
+                (
+                    f"{bin_.low:.1f} to {bin_.high:.1f}",
+                    f"{bin_.image_count:,}",
+                    f"{bin_.mean_confidence:.3f}",
+                    f"{bin_.accuracy:.1%}",
+                    f"{low:.1%} to {high:.1%}",
+                )
+            )
+    if not rows:
+        return ""
+    return (
+        "\nHow often an answer is right, test images by the score that it was given; a score that means what it says "
+        "is right as often as it is high:\n\n" + _table(("score", "number", "mean score", "right", "range"), rows)
     )
 
 
@@ -271,7 +313,7 @@ def _side_by_side(evaluation: Evaluation) -> str:
     return (
         f"## Beside {evaluation.rival.name}\n\n"
         "The same images, in the same run; clips through the same detector, framing and smoothing; CPU milliseconds a "
-        f"face in batches of 64 on one thread of {evaluation.machine}.\n\n"
+        f"face, asked for 64 at a time, on one thread of {evaluation.machine}.\n\n"
         + _table(
             ("", "test", "test, unseen", "FER+", "macro-F1", "calibration error", "clips", "CPU ms"),
             rows,
@@ -333,9 +375,12 @@ def _recipe(description: ModelDescription) -> str:
     length = f"{len(epochs)} epochs, {took:.1f} hours of wall time.\n\n" if epochs else ""
     reproduction = (
         "## Where the figures come from\n\n"
-        "`make evaluate` measures all of this again from the data and fails where a figure differs by more than "
-        f"{100 * TOLERATED_SHARE:g} points or {TOLERATED_IMAGES} images, whichever is more (log loss 0.01; times are "
-        "not compared). "
+        "`make evaluate` measures again, from the data, what is in it, how well the model does, and all that it is "
+        "compared with, and fails where a figure differs by more than "
+        f"{100 * TOLERATED_SHARE:g} points or {TOLERATED_IMAGES} images of those that it is a share of, whichever is "
+        f"more (for macro-F1 of the rarest emotion's; a clip's time {100 * TOLERATED_TIME_SHARE:g} points, log loss "
+        "0.01; CPU times are not compared). What the training left, its calibration, recipe, length and curves, stands "
+        "in model.json. "
         "`make evaluate CARD=write` stores what it measured and writes this card anew.\n"
     )
     return f"## Training\n\n{length}" + _table(("setting", "value"), rows) + f"\n{reproduction}"

@@ -15,7 +15,7 @@ from models.emotion_cnn import BODIES
 from training.augment import Augmentation
 
 DEFAULT_RECIPE = Path(__file__).parents[1] / "configs" / "train.toml"
-"""How the committed model was trained."""
+"""What a training does where no other recipe is named."""
 
 _OPTIMIZERS = ("muon", "adamw", "adam")
 _DECAYS = ("cosine", "plateau")

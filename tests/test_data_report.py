@@ -63,6 +63,16 @@ def test_names_that_no_terminal_can_show_are_written_out() -> None:
     json.dumps(odd.as_json()).encode()
 
 
+def test_files_that_are_not_there_are_told_from_files_that_hold_no_image() -> None:
+    both = dataclasses.replace(CLEAN, unreadable=Finding.of(["a.png"]), missing=Finding.of(["b\\c.png", "d\0.png"]))
+    assert both.in_words()[1:] == [
+        "1 file holds no image, for example a.png.",
+        "2 files are not there or cannot be read, for example b\\c.png; d\\x00.png.",
+    ]
+    numbers = both.as_json()
+    assert (numbers["unreadable"], numbers["missing"]) == (1, 2)
+
+
 def test_many_unknown_labels_do_not_fill_the_page() -> None:
     many = dataclasses.replace(CLEAN, unknown_labels={f"label {index}": Finding.of(["a"]) for index in range(1000)})
     (_, line) = many.in_words()

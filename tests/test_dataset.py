@@ -304,6 +304,47 @@ def test_a_table_without_splits_is_dealt_out_and_one_without_validation_divides_
     assert min(len(divided.validation), len(divided.test)) > 40
 
 
+@pytest.mark.parametrize(
+    ("rename", "examples"),
+    [
+        (lambda path: path.replace("/", "\\"), r"angry\0.png; angry\1.png; "),
+        (lambda path: f"images/{path}", "images/angry/0.png; images/angry/1.png; "),
+    ],
+)
+def test_a_table_of_files_that_are_not_there_is_told_so(flat: Path, rename, examples: str) -> None:
+    """Seen to fail: it had 0 images to choose on and 0 to report on, and not a word of the files."""
+    table = flat / "faces.csv"
+    paths = [path.relative_to(flat).as_posix() for path in flat.rglob("*.png")]
+    table.write_text("path,label\n" + "".join(f"{rename(path)},{path.split('/')[0]}\n" for path in sorted(paths)))
+    with pytest.raises(DataError) as refusal:
+        load_splits(table)
+    said = str(refusal.value)
+    assert said.startswith(
+        f"{table}: none of its pictures can be used. 280 files are not there or cannot be read, for example {examples}"
+    )
+    assert said.endswith("Write paths relative to the table's folder, with / in between.")
+
+
+def test_files_of_which_none_holds_an_image_are_told_so(flat: Path) -> None:
+    """Seen to fail: it had 0 images to choose on and 0 to report on, and not a word of the files."""
+    for path in flat.rglob("*.png"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(DataError) as refusal:
+        load_splits(flat)
+    assert str(refusal.value) == (
+        f"{flat}: none of its pictures can be used. 280 files hold no image, for example angry/0.png; angry/1.png; "
+        "angry/10.png."
+    )
+
+
+def test_where_nothing_is_left_to_choose_or_report_on_the_files_that_hold_no_image_are_told(data: Path) -> None:
+    """Seen to fail: only that images be added to test."""
+    for path in data.glob("test/*/*"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"has 0 usable images to choose on .* 14 files hold no image, for example "):
+        load_splits(data)
+
+
 def test_labelled_images_are_read_as_they_were_dropped(tmp_path: Path) -> None:
     folder = tmp_path / "labelled"
     draw(folder / "happy/1.jpg", seed=1)

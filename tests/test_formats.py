@@ -248,6 +248,37 @@ def test_a_table_of_paths_is_read_from_its_own_folder_in_either_format(tmp_path:
     assert [picture.image_gray is None for picture in pictures] == [False, False, True, True]
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_what_a_table_names_and_nobody_can_read_is_told_from_a_file_that_holds_no_image(
+    tmp_path: Path, kind: str
+) -> None:
+    """Seen to fail: the NUL was a ValueError, the link to itself a RuntimeError."""
+    draw(tmp_path / "happy/a.png")
+    (tmp_path / "happy/empty.png").write_bytes(b"")
+    (tmp_path / "happy/loop.png").symlink_to("loop.png")
+    (tmp_path / "happy/nowhere.png").symlink_to("gone.png")
+    faults = {
+        "happy/a.png": None,
+        "happy/empty.png": "unreadable",
+        "happy\\a.png": "missing",
+        "images/happy/a.png": "missing",
+        "happy/a.png/b.png": "missing",
+        "happy/\0.png": "missing",
+        "/\0.png": "missing",
+        "happy/loop.png": "missing",
+        "happy/nowhere.png": "missing",
+        "happy": "missing",
+        "x" * 5000: "missing",
+    }
+    columns = {"path": list(faults), "label": ["happy"] * len(faults)}
+    table = tmp_path / f"faces.{kind}"
+    if kind == "csv":
+        write_table(table, columns)
+    else:
+        pq.write_table(pa.table(columns), table)
+    assert {picture.path: picture.fault for picture in read_pictures(table)} == faults
+
+
 def test_a_table_may_name_pictures_elsewhere_but_only_such_as_are_there(tmp_path: Path) -> None:
     folder = tmp_path / "tables"
     folder.mkdir()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ferflow.emotions import EMOTIONS
-from ferflow.storage import utf8
+from ferflow.storage import printable, utf8
 
 _EXAMPLE_COUNT = 3
 _MOST_LABELS_NAMED = 10
@@ -83,6 +83,8 @@ class DataReport:
     """Groups of images with the same pixels and different labels, in whichever splits."""
     left_out: LeftOut
     """What the network is not fitted to."""
+    missing: Finding = Finding(0, ())
+    """Files that are not there, though a table names them, or that cannot be read."""
 
     def in_words(self) -> list[str]:
         """Say it in sentences; what was not found is not mentioned."""
@@ -120,6 +122,7 @@ class DataReport:
     def unusable_in_words(self) -> list[str]:
         """Say in sentences which files nothing could be made of."""
         lines = _mention(self.unreadable, "file holds no image", "files hold no image")
+        lines += _mention(self.missing, "file is not there or cannot be read", "files are not there or cannot be read")
         total = sum(found.count for found in self.unknown_labels.values())
         labels = [f"{utf8(label) or 'none at all'} {found.count:,}" for label, found in self.unknown_labels.items()]
         if len(labels) > _MOST_LABELS_NAMED:
@@ -144,6 +147,7 @@ class DataReport:
             "held_out_twice": self.held_out_twice.count,
             "conflicts": self.conflicts.count,
             "unreadable": self.unreadable.count,
+            "missing": self.missing.count,
             "unknown_labels": {utf8(label): found.count for label, found in self.unknown_labels.items()},
         }
 
@@ -163,5 +167,5 @@ def _describe_split(split: SplitReport) -> str:
 def _mention(found: Finding, one: str, many: str) -> list[str]:
     if not found.count:
         return []
-    where = f", for example {utf8('; '.join(found.examples))}" if found.examples else ""
+    where = f", for example {printable('; '.join(found.examples))}" if found.examples else ""
     return [f"{found.count:,} {one if found.count == 1 else many}{where}."]

@@ -17,7 +17,7 @@ from ferflow.faces import CropWindow, crop_gray
 from ferflow.storage import utf8
 from training.data_report import DataReport, Finding, LeftOut, SplitReport, count_emotions
 from training.duplicates import digest_of, identical, is_blank, same_photo
-from training.formats import TABLE_SUFFIXES, Picture, emotion_of, read_labelled_folder, read_pictures, split_of
+from training.formats import TABLE_SUFFIXES, Fault, Picture, emotion_of, read_labelled_folder, read_pictures, split_of
 from training.votes import read_votes
 
 Leaks = Literal["refuse", "leave_out", "keep"]
@@ -82,7 +82,7 @@ class _Row:
 @dataclass(frozen=True, slots=True)
 class _Read:
     rows: list[_Row]
-    unreadable: list[str]
+    faulty: dict[Fault, list[str]]
     unknown: dict[str, list[str]]
 
 
@@ -115,14 +115,15 @@ def load_splits(
     if leaks not in get_args(Leaks):
         raise ConfigError(f"leaks is {leaks!r}, but it must be one of {', '.join(get_args(Leaks))}.")
     read = _read(read_pictures(data), size_px)
-    _require_labels(data, read)
+    report = _unusable(read)
+    _require_labels(data, read, report)
     rows = _deal(read.rows)
     votes = _votes(data, labels_csv)
     train, validation, test = (_stack(rows[name], votes, size_px) for name in ("train", "validation", "test"))
     if not len(validation) or not len(test):
         raise DataError(
             f"{data}: it has {len(validation)} usable images to choose on (validation) and {len(test)} to report on "
-            "(test), and both need some. Add images to test."
+            f"(test), and both need some. {' '.join(['Add images to test.', *report.unusable_in_words()])}"
         )
 
     held_out_paths = validation.paths + test.paths
@@ -136,14 +137,13 @@ def load_splits(
         )
     used, left_out = _clean(train, leaked if leaks == "leave_out" else np.zeros(len(train), bool))
     _, _, held_out_twice = _find_twins(validation.paths, validation.images_gray, test.paths, test.images_gray)
-    report = DataReport(
+    report = replace(
+        report,
         splits=(
             _describe("train", train, used),
             _describe("validation", validation, validation),
             _describe("test", test, test),
         ),
-        unreadable=Finding.of(read.unreadable),
-        unknown_labels=_unknown(read),
         leaks=found_leaks,
         held_out_twice=held_out_twice,
         conflicts=_conflicts((train, validation, test)),
@@ -178,13 +178,9 @@ def load_labelled(folder: Path, *, size_px: int = 48) -> tuple[LabelledImages, D
     read = _read(read_labelled_folder(folder), size_px)
     images = _stack(read.rows, {}, size_px)
     used, left_out = _clean(images, np.zeros(len(images), bool))
-    nothing = Finding(0, ())
-    report = DataReport(
+    report = replace(
+        _unusable(read),
         splits=(_describe("labelled", images, used),),
-        unreadable=Finding.of(read.unreadable),
-        unknown_labels=_unknown(read),
-        leaks=nothing,
-        held_out_twice=nothing,
         conflicts=_conflicts((images,)),
         left_out=left_out,
     )
@@ -210,13 +206,13 @@ def soft_targets(images: LabelledImages, *, votes_share: float, smoothing: float
 
 
 def _read(pictures: Iterable[Picture], size_px: int) -> _Read:
-    read = _Read([], [], defaultdict(list))
+    read = _Read([], defaultdict(list), defaultdict(list))
     for picture in pictures:
-        if picture.emotion is None:
+        if picture.fault is not None:
+            read.faulty[picture.fault].append(picture.path)
+        elif picture.emotion is None:
             read.unknown[picture.label].append(picture.path)
-        elif picture.image_gray is None:
-            read.unreadable.append(picture.path)
-        else:
+        elif picture.image_gray is not None:
             height, width = picture.image_gray.shape
             window = CropWindow(width / 2, height / 2, min(height, width))
             crop = crop_gray(picture.image_gray, window, size_px=size_px)
@@ -225,10 +221,25 @@ def _read(pictures: Iterable[Picture], size_px: int) -> _Read:
     return read
 
 
-def _require_labels(data: Path, read: _Read) -> None:
-    """Refuse data that has no labelled pictures, or whose labels are mostly not ours."""
+def _unusable(read: _Read) -> DataReport:
+    """Report what nothing could be made of; what was found in the rest is still to be filled in."""
+    nothing = Finding(0, ())
+    return DataReport(
+        splits=(),
+        unreadable=Finding.of(read.faulty["unreadable"]),
+        unknown_labels={label: Finding.of(sorted(paths)) for label, paths in sorted(read.unknown.items())},
+        leaks=nothing,
+        held_out_twice=nothing,
+        conflicts=nothing,
+        left_out=LeftOut(0, 0, 0, 0),
+        missing=Finding.of(read.faulty["missing"]),
+    )
+
+
+def _require_labels(data: Path, read: _Read, report: DataReport) -> None:
+    """Refuse data that has no labelled pictures, or whose labels are mostly not ours, or of which none can be used."""
     unknown_count = sum(map(len, read.unknown.values()))
-    count = len(read.rows) + len(read.unreadable) + unknown_count
+    count = len(read.rows) + report.unreadable.count + report.missing.count + unknown_count
     if not count:
         raise DataError(
             f"{data}: there is no labelled picture in it. Lay it out as train/<emotion>/ and test/<emotion>/, or as "
@@ -240,6 +251,11 @@ def _require_labels(data: Path, read: _Read) -> None:
             f"{data}: {unknown_count:,} of its {count:,} pictures have labels that are no emotions, such as {labels}. "
             f"Name them {', '.join(EMOTIONS)}."
         )
+    if not read.rows:
+        words = report.unusable_in_words()
+        if report.missing.count and data.name.lower().endswith(TABLE_SUFFIXES):
+            words.append("Write paths relative to the table's folder, with / in between.")
+        raise DataError(f"{data}: none of its pictures can be used. {' '.join(words)}")
 
 
 def _deal(rows: Sequence[_Row]) -> dict[str, list[_Row]]:
@@ -346,10 +362,6 @@ def _describe(name: str, images: LabelledImages, used: LabelledImages) -> SplitR
         blank=Finding.of(images.paths[row] for row in np.flatnonzero(is_blank(images.images_gray))),
         repeated=Finding.of(images.paths[row] for group in identical(images.digests) for row in group[1:]),
     )
-
-
-def _unknown(read: _Read) -> dict[str, Finding]:
-    return {label: Finding.of(sorted(paths)) for label, paths in sorted(read.unknown.items())}
 
 
 def _conflicts(splits: Sequence[LabelledImages]) -> Finding:

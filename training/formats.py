@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -61,8 +61,11 @@ _SPLITS = {
 }
 
 
-_File: TypeAlias = tuple[tuple[str, ...], Callable[[], bytes]]
-# The folders that a file lies in and its name; what reads it.
+_File: TypeAlias = tuple[tuple[str, ...], Callable[[], bytes | None]]
+# The folders that a file lies in and its name; what reads it, None when that cannot be done.
+
+Fault = Literal["unreadable", "missing"]
+"""Why nothing can be made of a picture: the file holds no image; it is not there or cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,9 @@ class Picture:
     split: str | None
     """`train`, `validation` or `test`; None when the data does not say."""
     image_gray: np.ndarray | None
-    """uint8 (height, width); None when the file holds no image or the label is unknown, so that nobody needs it."""
+    """uint8 (height, width); None when there is a fault or the label is unknown, so that nobody needs it."""
+    fault: Fault | None = None
+    """What is wrong with it; None when it can be used or its label is unknown."""
 
 
 def read_pictures(data: Path) -> Iterator[Picture]:
@@ -150,9 +155,18 @@ def decode_gray(encoded: bytes) -> np.ndarray | None:
         return None
 
 
-def _picture(path: str, label: str, split: str | None, read: Callable[[], bytes]) -> Picture:
+def _picture(path: str, label: str, split: str | None, read: Callable[[], bytes | None]) -> Picture:
     emotion = emotion_of(label)
-    return Picture(path, label, emotion, split, None if emotion is None else decode_gray(read()))
+    if emotion is None:
+        return Picture(path, label, None, split, None)
+    encoded = read()
+    if encoded is None:
+        return Picture(path, label, emotion, split, None, "missing")
+    return _decoded(path, label, emotion, split, decode_gray(encoded))
+
+
+def _decoded(path: str, label: str, emotion: int, split: str | None, image: np.ndarray | None) -> Picture:
+    return Picture(path, label, emotion, split, image, "unreadable" if image is None else None)
 
 
 def _is_picture(parts: Sequence[str]) -> bool:
@@ -160,12 +174,13 @@ def _is_picture(parts: Sequence[str]) -> bool:
     return parts[-1].lower().endswith(_IMAGE_SUFFIXES) and not any(part.startswith(_NOT_THE_USERS) for part in parts)
 
 
-def _bytes_of(path: Path) -> bytes:
-    """Read a file; nothing when it is not there, may not be read or is far too large."""
+def _bytes_of(path: Path) -> bytes | None:
+    """Read a file; None when it is not there or cannot be read, nothing when it is far too large."""
     try:
         return path.read_bytes() if path.stat().st_size <= _MOST_BYTES else b""
-    except OSError:
-        return b""
+    # A ValueError is a name with a NUL in it, which a table can hold and no file can have.
+    except (OSError, ValueError):
+        return None
 
 
 def _folder_files(data: Path) -> Iterator[_File]:
@@ -208,7 +223,7 @@ def _from_zip(data: Path) -> Iterator[Picture]:
         raise DataError(f"{data}: it cannot be read as an archive ({error}). Fetch it again.") from error
 
 
-def _unwrapped(members: Iterable[tuple[str, Callable[[], bytes]]]) -> list[_File]:
+def _unwrapped(members: Iterable[tuple[str, Callable[[], bytes | None]]]) -> list[_File]:
     """Keep an archive's pictures, without the one folder around everything that most archives have."""
     files = [(tuple(name.removeprefix("./").split("/")), read) for name, read in members]
     files = [(parts, read) for parts, read in files if _is_picture(parts)]
@@ -284,7 +299,7 @@ def _from_path_rows(
         if not path:
             raise DataError(f"{table}: line {number} names no file. Fill in its path or remove it.")
         # A user's own table may name pictures anywhere; but one made elsewhere names what is not here at all.
-        if not file.resolve().is_relative_to(table.parent.resolve()) and not file.is_file():
+        if _lies_outside(table.parent, file) and not file.is_file():
             raise DataError(
                 f"{table}: line {number} names {utf8(path)}, which lies outside of the table's folder and is not "
                 "there. Write paths relative to the table."
@@ -301,6 +316,14 @@ def _from_path_rows(
         yield _picture(path, row.get("label", ""), split, partial(_bytes_of, file))
 
 
+def _lies_outside(folder: Path, file: Path) -> bool:
+    try:
+        return not file.resolve().is_relative_to(folder.resolve())
+    # Links that lead round in a circle, or a NUL in the name: it is nowhere.
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
 def _from_pixel_rows(
     table: Path, columns: list[str], rows: Iterable[tuple[int, Mapping[str, str]]]
 ) -> Iterator[Picture]:
@@ -315,9 +338,11 @@ def _from_pixel_rows(
                     f"{table}: line {number} has the usage {row.get('usage', '')!r}. It must be Training, PublicTest "
                     "or PrivateTest; without that column the pictures are dealt out."
                 )
-        emotion = emotion_of(name)
-        image = None if emotion is None else _image_of(row.get("pixels", ""))
-        yield Picture(f"{table.name}:{number}", name, emotion, split, image)
+        place, emotion = f"{table.name}:{number}", emotion_of(name)
+        if emotion is None:
+            yield Picture(place, name, None, split, None)
+        else:
+            yield _decoded(place, name, emotion, split, _image_of(row.get("pixels", "")))
 
 
 def _image_of(pixels: str) -> np.ndarray | None:

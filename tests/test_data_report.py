@@ -73,6 +73,16 @@ def test_files_that_are_not_there_are_told_from_files_that_hold_no_image() -> No
     assert (numbers["unreadable"], numbers["missing"]) == (1, 2)
 
 
+def test_pictures_that_are_passed_over_are_said_with_the_reason() -> None:
+    odd = dataclasses.replace(CLEAN, misplaced=Finding.of(["sad/more/1.png"]), other_format=Finding.of(["a.gif", "b"]))
+    assert odd.in_words()[1:] == [
+        "1 picture is passed over, as it lies beside or below the folders that are read, for example sad/more/1.png.",
+        "2 pictures are passed over, as their format is not read (save them as .jpg or .png), for example a.gif; b.",
+    ]
+    numbers = odd.as_json()
+    assert (numbers["misplaced"], numbers["other_format"]) == (1, 2)
+
+
 def test_many_unknown_labels_do_not_fill_the_page() -> None:
     many = dataclasses.replace(CLEAN, unknown_labels={f"label {index}": Finding.of(["a"]) for index in range(1000)})
     (_, line) = many.in_words()

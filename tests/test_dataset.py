@@ -190,6 +190,40 @@ def test_labels_that_are_no_emotion_are_counted_and_left_out(data: Path) -> None
     assert len(splits.train) == 35
 
 
+def test_pictures_that_lie_where_none_is_read_are_counted_with_an_example_of_each_depth(data: Path) -> None:
+    """Seen to fail: they were passed over without a word."""
+    before = load_splits(data)
+    for number in range(4):
+        draw(data / "happy" / f"{number}.png", seed=2000 + number)
+        draw(data / "valdation/happy" / f"{number}.png", seed=2010 + number)
+        draw(data / "train/happy/more" / f"{number}.png", seed=2020 + number)
+        draw(data / "train/sad" / f"{number}.png", seed=2030 + number).rename(data / "train/sad" / f"{number}.tiff")
+    splits = load_splits(data)
+    assert splits.sha256 == before.sha256
+    assert splits.report.misplaced.count == 12
+    assert splits.report.misplaced.examples == ("happy/0.png", "train/happy/more/0.png", "valdation/happy/0.png")
+    assert splits.report.other_format.examples == ("train/sad/0.tiff", "train/sad/1.tiff", "train/sad/2.tiff")
+    assert splits.report.unusable_in_words()[0].startswith("12 pictures are passed over, as they lie beside or below ")
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ("{emotion}/person 1/{number}.png", r"7 pictures are passed over, .* angry/person 1/0\.png"),
+        ("my faces/{part}/{emotion}/{number}.png", r"14 pictures are passed over, .* my faces/test/angry/0\.png"),
+        ("{part}/{emotion}/{number}.tif", r"14 pictures are passed over, as their format is not read .* test/angry/0"),
+    ],
+)
+def test_data_of_which_nothing_is_read_is_refused_with_what_is_there(tmp_path: Path, layout: str, message: str) -> None:
+    """Seen to fail: the refusal said nothing of them."""
+    for index, emotion in enumerate(EMOTIONS):
+        for part in ("train", "test"):
+            path = tmp_path / "faces" / layout.format(part=part, emotion=emotion, number=index)
+            draw(path.with_suffix(".png"), seed=index).rename(path)
+    with pytest.raises(DataError, match=f"there is no labelled picture in it.* {message}"):
+        load_splits(tmp_path / "faces")
+
+
 def test_synonyms_give_the_same_data(data: Path) -> None:
     before = load_splits(data)
     (data / "train/sad").rename(data / "train/Sadness")
@@ -366,7 +400,18 @@ def test_labelled_images_are_read_as_they_were_dropped(tmp_path: Path) -> None:
     assert (report.left_out.blank, report.left_out.conflicting, report.left_out.repeated) == (1, 2, 1)
     assert report.unreadable.examples == ("angry/half.jpg",)
     assert report.unknown_labels["unsure"].count == 1
+    assert (report.misplaced.count, report.other_format.count) == (0, 0)
     assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+
+
+def test_labelled_images_in_folders_of_their_own_are_told(tmp_path: Path) -> None:
+    """Seen to fail: the report said `labelled: 0 images used` and nothing else."""
+    draw(tmp_path / "sad/monday/1.png", seed=1)
+    images, report = load_labelled(tmp_path)
+    assert len(images) == 0
+    assert report.in_words()[1:] == [
+        "1 picture is passed over, as it lies beside or below the folders that are read, for example sad/monday/1.png."
+    ]
 
 
 @pytest.mark.parametrize("make", ["mkdir labelled", "mkdir -p labelled/happy labelled/unsure"])
@@ -471,6 +516,7 @@ def test_fer2013_is_what_is_known_of_it(fer2013: DataSplits) -> None:
     assert sum(split.blank.count for split in report.splits) == 13
     assert report.conflicts.count == 57
     assert (report.unreadable.count, report.unknown_labels) == (0, {})
+    assert (report.missing.count, report.misplaced.count, report.other_format.count) == (0, 0, 0)
     # Without the last two it was 27,357, which the first committed model was fitted to.
     left_out = report.left_out
     assert (left_out.leaked, left_out.blank, left_out.conflicting, left_out.repeated) == (1340, 12, 67, 943)

@@ -85,6 +85,10 @@ class DataReport:
     """What the network is not fitted to."""
     missing: Finding = Finding(0, ())
     """Files that are not there, though a table names them, or that cannot be read."""
+    misplaced: Finding = Finding(0, ())
+    """Pictures that lie beside or below the folders that say what pictures show."""
+    other_format: Finding = Finding(0, ())
+    """Pictures in such a folder that by their names are of a format that is not read."""
 
     def in_words(self) -> list[str]:
         """Say it in sentences; what was not found is not mentioned."""
@@ -123,6 +127,16 @@ class DataReport:
         """Say in sentences which files nothing could be made of."""
         lines = _mention(self.unreadable, "file holds no image", "files hold no image")
         lines += _mention(self.missing, "file is not there or cannot be read", "files are not there or cannot be read")
+        lines += _mention(
+            self.misplaced,
+            "picture is passed over, as it lies beside or below the folders that are read",
+            "pictures are passed over, as they lie beside or below the folders that are read",
+        )
+        lines += _mention(
+            self.other_format,
+            "picture is passed over, as its format is not read (save it as .jpg or .png)",
+            "pictures are passed over, as their format is not read (save them as .jpg or .png)",
+        )
         total = sum(found.count for found in self.unknown_labels.values())
         labels = [f"{utf8(label) or 'none at all'} {found.count:,}" for label, found in self.unknown_labels.items()]
         if len(labels) > _MOST_LABELS_NAMED:
@@ -148,6 +162,8 @@ class DataReport:
             "conflicts": self.conflicts.count,
             "unreadable": self.unreadable.count,
             "missing": self.missing.count,
+            "misplaced": self.misplaced.count,
+            "other_format": self.other_format.count,
             "unknown_labels": {utf8(label): found.count for label, found in self.unknown_labels.items()},
         }
 

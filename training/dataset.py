@@ -164,8 +164,8 @@ def load_labelled(folder: Path, *, size_px: int = 48) -> tuple[LabelledImages, D
     """Read images as users sort them into `folder/<emotion>/`, for a fine-tune.
 
     Args:
-        folder: holds a folder for each emotion, or for some; other folders are counted as unknown labels. Hidden and
-            half-copied files are passed over.
+        folder: holds a folder for each emotion, or for some; other folders are counted as unknown labels, and what
+            lies deeper or beside as misplaced. Hidden and half-copied files are passed over.
         size_px: side of the images returned.
 
     Returns:
@@ -223,7 +223,9 @@ def _read(pictures: Iterable[Picture], size_px: int) -> _Read:
 
 def _unusable(read: _Read) -> DataReport:
     """Report what nothing could be made of; what was found in the rest is still to be filled in."""
-    nothing = Finding(0, ())
+    nothing, misplaced = Finding(0, ()), read.faulty["misplaced"]
+    # Those of one depth mostly have one cause: of each depth one is among the examples.
+    telling = set({path.count("/"): path for path in reversed(misplaced)}.values())
     return DataReport(
         splits=(),
         unreadable=Finding.of(read.faulty["unreadable"]),
@@ -233,17 +235,20 @@ def _unusable(read: _Read) -> DataReport:
         conflicts=nothing,
         left_out=LeftOut(0, 0, 0, 0),
         missing=Finding.of(read.faulty["missing"]),
+        misplaced=Finding.of(sorted(misplaced, key=lambda path: path not in telling)),
+        other_format=Finding.of(read.faulty["other_format"]),
     )
 
 
 def _require_labels(data: Path, read: _Read, report: DataReport) -> None:
     """Refuse data that has no labelled pictures, or whose labels are mostly not ours, or of which none can be used."""
     unknown_count = sum(map(len, read.unknown.values()))
+    words = report.unusable_in_words()
     count = len(read.rows) + report.unreadable.count + report.missing.count + unknown_count
     if not count:
         raise DataError(
             f"{data}: there is no labelled picture in it. Lay it out as train/<emotion>/ and test/<emotion>/, or as "
-            "<emotion>/ alone, with .jpg, .png, .webp or .bmp files in there."
+            f"{' '.join(['<emotion>/ alone, with .jpg, .png, .webp or .bmp files in there.', *words])}"
         )
     if 2 * unknown_count > count:
         labels = ", ".join(utf8(label) or "(none)" for label in list(read.unknown)[:5])
@@ -252,7 +257,6 @@ def _require_labels(data: Path, read: _Read, report: DataReport) -> None:
             f"Name them {', '.join(EMOTIONS)}."
         )
     if not read.rows:
-        words = report.unusable_in_words()
         if report.missing.count and data.name.lower().endswith(TABLE_SUFFIXES):
             words.append("Write paths relative to the table's folder, with / in between.")
         raise DataError(f"{data}: none of its pictures can be used. {' '.join(words)}")

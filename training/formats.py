@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import tarfile
 import warnings
 import zipfile
@@ -29,6 +30,8 @@ TABLE_SUFFIXES = (".csv", ".parquet", ".pq")
 """What the name of a table ends with."""
 
 _IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+# Pictures too, which are told of but not read.
+_OTHER_SUFFIXES = (".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".pgm", ".ppm", ".tif", ".tiff")
 # What systems and programs leave in folders; also files that are still being copied (`~name`).
 _NOT_THE_USERS = (".", "~", "__MACOSX", "@eaDir")
 # A file that says it is larger is no photo of a face: decoding it would fill the memory.
@@ -64,8 +67,9 @@ _SPLITS = {
 _File: TypeAlias = tuple[tuple[str, ...], Callable[[], bytes | None]]
 # The folders that a file lies in and its name; what reads it, None when that cannot be done.
 
-Fault = Literal["unreadable", "missing"]
-"""Why nothing can be made of a picture: the file holds no image; it is not there or cannot be read."""
+Fault = Literal["unreadable", "missing", "misplaced", "other_format"]
+"""Why nothing can be made of a picture: the file holds no image; it is not there or cannot be read; it lies where no
+folder says what it shows; by its name it is of a format that is not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ def read_pictures(data: Path) -> Iterator[Picture]:
         data: a folder or an archive (.tar.gz, .tar, .zip) of `train/<emotion>/*`, `test/<emotion>/*` and perhaps
             `validation/<emotion>/*`, or of `<emotion>/*` alone; `fer2013.csv` or a folder that holds it; or a CSV or
             Parquet table with the columns `path` (relative to the table's folder), `label` and perhaps `split`.
+            Pictures that lie elsewhere in a folder or an archive are given with that fault, and not opened.
 
     Raises:
         DataError: it is none of these or damaged.
@@ -121,17 +126,14 @@ def read_pictures(data: Path) -> Iterator[Picture]:
 
 
 def read_labelled_folder(folder: Path) -> Iterator[Picture]:
-    """Read `<emotion>/*` as users drop it, with all else passed over: hidden and half-copied files, other endings.
+    """Read `<emotion>/*` as users drop it; hidden and half-copied files and what is no picture are passed over.
 
     Raises:
         DataError: there is no such folder.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder. Make it, with a folder for each emotion in it.")
-    for path in sorted(folder.glob("*/*")):
-        parts = path.relative_to(folder).parts
-        if _is_picture(parts) and path.is_file():
-            yield _picture("/".join(parts), parts[0], None, partial(_bytes_of, path))
+    yield from _by_folder(_folder_files(folder), in_splits=False)
 
 
 def emotion_of(label: str) -> int | None:
@@ -170,8 +172,13 @@ def _decoded(path: str, label: str, emotion: int, split: str | None, image: np.n
 
 
 def _is_picture(parts: Sequence[str]) -> bool:
-    """Judge by its name whether a file is one that a user means."""
-    return parts[-1].lower().endswith(_IMAGE_SUFFIXES) and not any(part.startswith(_NOT_THE_USERS) for part in parts)
+    """Judge by its name whether a file is a picture that a user means, in whichever format."""
+    is_picture = parts[-1].lower().endswith(_IMAGE_SUFFIXES + _OTHER_SUFFIXES)
+    return is_picture and not any(part.startswith(_NOT_THE_USERS) for part in parts)
+
+
+def _is_read(name: str) -> bool:
+    return name.lower().endswith(_IMAGE_SUFFIXES)
 
 
 def _bytes_of(path: Path) -> bytes | None:
@@ -184,11 +191,19 @@ def _bytes_of(path: Path) -> bytes | None:
 
 
 def _folder_files(data: Path) -> Iterator[_File]:
-    for pattern in ("*/*", "*/*/*"):
-        for path in sorted(data.glob(pattern)):
-            parts = path.relative_to(data).parts
-            if _is_picture(parts) and path.is_file():
-                yield parts, partial(_bytes_of, path)
+    """Find the pictures below a folder in one walk."""
+    for parent, folders, names in os.walk(data, followlinks=True):
+        above = Path(parent).relative_to(data).parts
+        # A link may stand for an emotion's folder; deeper in, one could lead round in circles.
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(_NOT_THE_USERS) and (len(above) < 2 or not Path(parent, name).is_symlink())
+        )
+        for name in sorted(names):
+            path = Path(parent, name)
+            if _is_picture((*above, name)) and path.is_file():
+                yield (*above, name), partial(_bytes_of, path)
 
 
 def _from_tar(data: Path) -> Iterator[Picture]:
@@ -227,31 +242,35 @@ def _unwrapped(members: Iterable[tuple[str, Callable[[], bytes | None]]]) -> lis
     """Keep an archive's pictures, without the one folder around everything that most archives have."""
     files = [(tuple(name.removeprefix("./").split("/")), read) for name, read in members]
     files = [(parts, read) for parts, read in files if _is_picture(parts)]
-    tops = {parts[0] for parts, _ in files}
+    tops = {parts[0] for parts, _ in files if _is_read(parts[-1])}
     if len(tops) == 1 and split_of(*tops) is None and emotion_of(*tops) is None:
-        return [(parts[1:], read) for parts, read in files if len(parts) > 1]
+        return [((parts[1:] or parts) if parts[0] in tops else parts, read) for parts, read in files]
     return files
 
 
 def _by_place(data: Path, files: Iterable[_File]) -> Iterator[Picture]:
-    """Tell label and split of each file by the folders that it lies in."""
+    """Tell which of the two layouts it is, and read it."""
     files = list(files)
-    in_splits = [(split_of(parts[0]), parts, read) for parts, read in files if len(parts) == 3]
-    in_splits = [(split, parts, read) for split, parts, read in in_splits if split is not None]
-    if not in_splits:
-        for parts, read in files:
-            if len(parts) == 2:
-                yield _picture("/".join(parts), parts[0], None, read)
-        return
-    found = {split for split, _, _ in in_splits}
+    found = {split_of(parts[0]) for parts, _ in files if len(parts) == 3} - {None}
     for missing, is_missing in (("train", "train" not in found), ("test", found == {"train"})):
-        if is_missing:
+        if found and is_missing:
             raise DataError(
                 f"{data}: it has no {missing} folder with pictures. Lay it out as train/<emotion>/ and "
                 "test/<emotion>/, or as <emotion>/ alone, which is then dealt out."
             )
-    for split, parts, read in in_splits:
-        yield _picture("/".join(parts), parts[1], split, read)
+    yield from _by_folder(files, in_splits=bool(found))
+
+
+def _by_folder(files: Iterable[_File], *, in_splits: bool) -> Iterator[Picture]:
+    """Tell the label of each file by the folder that it lies in, and its split by the one around that."""
+    for parts, read in files:
+        path, split = "/".join(parts), split_of(parts[0]) if in_splits else None
+        if len(parts) != (3 if in_splits else 2) or (in_splits and split is None):
+            yield Picture(path, "", None, None, None, "misplaced")
+        elif not _is_read(parts[-1]):
+            yield Picture(path, parts[-2], emotion_of(parts[-2]), split, None, "other_format")
+        else:
+            yield _picture(path, parts[-2], split, read)
 
 
 def _from_csv(table: Path) -> Iterator[Picture]:

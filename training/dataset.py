@@ -98,9 +98,10 @@ def load_splits(
 
     Args:
         data: in any of the forms that `training.formats.read_pictures` reads: the FER2013 download as it is, folders
-            by emotion, a table. Pictures without splits are dealt out by the hash of their pixels, 70 : 15 : 15, so
-            that each stays where it is when others are added. Where only one of validation and test is there, FER2013
-            file names (`PublicTest_*`, `PrivateTest_*`) or else that hash divide it in two.
+            by emotion, a table. Pictures without splits are dealt out 70 : 15 : 15 by the hash of their pixels, or of
+            their video where `ferflow review` named it in the file, so that each stays where it is when others are
+            added and faces of one video stay together. Where only one of validation and test is there, FER2013 file
+            names (`PublicTest_*`, `PrivateTest_*`) or else that hash divide it in two.
         size_px: side of the images returned; larger ones are cut to their central square and area-averaged.
         labels_csv: table with a `path` column and `votes_*` columns of crowd votes; by default
             `fer2013_labels.csv` in DATA or beside it, and no votes where there is none.
@@ -117,13 +118,16 @@ def load_splits(
     read = _read(read_pictures(data), size_px)
     report = _unusable(read)
     _require_labels(data, read, report)
+    hints = report.unusable_in_words()
+    if any(row.split is None and _video_id(row) for row in read.rows):
+        hints.append("Faces of one video are dealt out together, so add some of other videos.")
     rows = _deal(read.rows)
     votes = _votes(data, labels_csv)
     train, validation, test = (_stack(rows[name], votes, size_px) for name in ("train", "validation", "test"))
     if not len(validation) or not len(test):
         raise DataError(
             f"{data}: it has {len(validation)} usable images to choose on (validation) and {len(test)} to report on "
-            f"(test), and both need some. {' '.join(['Add images to test.', *report.unusable_in_words()])}"
+            f"(test), and both need some. {' '.join(['Add images to test.', *hints])}"
         )
 
     held_out_paths = validation.paths + test.paths
@@ -150,7 +154,7 @@ def load_splits(
         left_out=left_out,
     )
     for split, images, at_least in zip(report.splits, (train, validation, test), (min_images, 1, 1), strict=True):
-        _require_enough(data, split, images, at_least, report)
+        _require_enough(data, split, images, at_least, hints)
     return DataSplits(
         train=used,
         validation=replace(validation, seen_in_training=seen[: len(validation)]),
@@ -263,21 +267,37 @@ def _require_labels(data: Path, read: _Read, report: DataReport) -> None:
 
 
 def _deal(rows: Sequence[_Row]) -> dict[str, list[_Row]]:
-    """Give each row its split: as delivered, as far as that says it, otherwise by the hash of its pixels."""
+    """Give each row its split: as delivered, as far as that says it, otherwise by the hash of its video or pixels."""
     said = {row.split for row in rows if row.split is not None}
     held_out = said & {"validation", "test"}
     dealt: dict[str, list[_Row]] = {"train": [], "validation": [], "test": []}
     for row in rows:
         split = row.split
         if split is None:
-            share = int(row.digest, 16) / 16 ** len(row.digest)
+            key = _deal_key(row)
+            share = int(key, 16) / 16 ** len(key)
             split = "train" if share < _TRAIN_UP_TO else "validation" if share < _VALIDATION_UP_TO else "test"
         elif split != "train" and len(held_out) == 1:
             usage = split_of(PurePosixPath(row.path).name.split("_")[0])
             halves = ("test", "validation")
-            split = usage if usage in halves else halves[int(row.digest[:2], 16) % 2]
+            split = usage if usage in halves else halves[int(_deal_key(row)[:2], 16) % 2]
         dealt[split].append(row)
     return dealt
+
+
+def _deal_key(row: _Row) -> str:
+    """Give the hexadecimal digits by which a row is dealt out."""
+    video_id = _video_id(row)
+    # Hashed once more, so that this choice has nothing to do with any other that is made by the same digits.
+    return row.digest if video_id is None else hashlib.sha256(f"dealt: {video_id}".encode()).hexdigest()[:16]
+
+
+def _video_id(row: _Row) -> str | None:
+    """Say which video a face is from; None where its file's name does not tell."""
+    from ferflow.review import parse_name
+
+    place = parse_name(PurePosixPath(row.path).name)
+    return None if place is None else place.video_id
 
 
 def _clean(images: LabelledImages, leaked: np.ndarray) -> tuple[LabelledImages, LeftOut]:
@@ -296,7 +316,7 @@ def _clean(images: LabelledImages, leaked: np.ndarray) -> tuple[LabelledImages, 
     return _select(images, keep), LeftOut(*counts)
 
 
-def _require_enough(data: Path, split: SplitReport, images: LabelledImages, at_least: int, report: DataReport) -> None:
+def _require_enough(data: Path, split: SplitReport, images: LabelledImages, at_least: int, hints: list[str]) -> None:
     few = {emotion: count for emotion, count in zip(EMOTIONS, split.used, strict=True) if count < at_least}
     if not few:
         return
@@ -309,7 +329,7 @@ def _require_enough(data: Path, split: SplitReport, images: LabelledImages, at_l
     raise DataError(
         f"{data}: its {split.name} part has too few usable images: "
         f"{', '.join(f'{count} of {emotion}' for emotion, count in few.items())}, and each emotion needs at least "
-        f"{at_least}. {' '.join([f'Add some to {where}.', *report.unusable_in_words()])}"
+        f"{at_least}. {' '.join([f'Add some to {where}.', *hints])}"
     )
 
 

@@ -8,7 +8,9 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from ferflow.storage import is_local, place
 from models.emotion_classifier import read_description
+from training.dataset import describe_uncounted
 from training.fit import Step
 from training.progress import Pace, describe_step, hear_training
 from training.retrain import Retraining
@@ -72,8 +74,11 @@ def describe_retrained(retraining: Retraining) -> str:
 
 
 def describe_nothing_new(count: int, settings: RetrainSettings) -> str:
-    """Say why no retraining was started."""
-    return (
+    """Say why no retraining was started, and which pictures in the folder do not count; not of those in a bucket."""
+    said = (
         f"{settings.labelled}: {count} new image{'s' * (count != 1)}; a retraining starts from "
         f"{settings.min_new_images} on (min_new_images)."
     )
+    folder = place(settings.labelled)
+    uncounted = describe_uncounted(folder, settle_seconds=settings.settle_seconds) if is_local(folder) else []
+    return " ".join([said, *uncounted])

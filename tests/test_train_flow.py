@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from ferflow.errors import StoppedError
 from flows.cli import main
 from flows.pictures import page_of
 from flows.train_emotion_model import train_emotion_model, train_on_server
+from flows.training_report import describe_nothing_new
 from flows.watch_labelled import watch_labelled
 from models.emotion_classifier import read_description
 from models.store import MODELS_VARIABLE, ModelStore
@@ -348,6 +350,30 @@ def test_the_command_says_that_too_little_is_new_without_loading_anything_slow(t
         f"{tmp_path}/labelled: 1 new image; a retraining starts from 100 on (min_new_images).",
         "0 []",
     ]
+
+
+def test_too_little_new_is_said_with_what_lies_there_and_does_not_count(tmp_path: Path) -> None:
+    """Seen to fail: it said `0 new images` and not a word of the others."""
+    folder = tmp_path / "labelled"
+    for name in ("bored/1.png", "unsure/1.png", "happy/monday/1.png", "sad/1.tiff", "sad/2.png", "sad/.3.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        # Nobody opens them, or these would be told of as well.
+        (folder / name).write_bytes(b"no image")
+    start = f"{folder}: 0 new images; a retraining starts from 20 on (min_new_images)."
+    settings = load_retrain_settings(None, labelled=folder, min_new_images=20, settle_seconds=3600)
+    assert describe_nothing_new(0, settings) == (
+        f"{start} 1 picture is passed over, as it lies beside or below the folders that are read, for example "
+        "happy/monday/1.png. 1 picture is passed over, as its format is not read (save it as .jpg or .png), for "
+        "example sad/1.tiff. 2 images whose label is none of the emotions (bored 1, unsure 1), for example "
+        "bored/1.png; unsure/1.png. 1 image counts when it has not changed for 3600 s (settle_seconds)."
+    )
+    for name in ("bored", "unsure", "happy"):
+        shutil.rmtree(folder / name)
+    (folder / "sad/1.tiff").unlink()
+    assert describe_nothing_new(0, settings.model_copy(update={"settle_seconds": 0.0})) == start
+    # A bucket is not asked.
+    elsewhere = settings.model_copy(update={"labelled": "s3://faces/labelled"})
+    assert describe_nothing_new(1, elsewhere).startswith("s3://faces/labelled: 1 new image; a retraining starts from")
 
 
 def test_a_watch_says_what_is_wrong_once_and_stops_with_a_word(tmp_path: Path) -> None:

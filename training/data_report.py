@@ -138,7 +138,7 @@ class DataReport:
             "pictures are passed over, as their format is not read (save them as .jpg or .png)",
         )
         total = sum(found.count for found in self.unknown_labels.values())
-        labels = [f"{utf8(label) or 'none at all'} {found.count:,}" for label, found in self.unknown_labels.items()]
+        labels = [f"{printable(name) or 'none at all'} {found.count:,}" for name, found in self.unknown_labels.items()]
         if len(labels) > _MOST_LABELS_NAMED:
             labels[_MOST_LABELS_NAMED:] = ["others"]
         meant = f"whose label is none of the emotions ({', '.join(labels)})"

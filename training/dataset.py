@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -189,6 +191,29 @@ def load_labelled(folder: Path, *, size_px: int = 48) -> tuple[LabelledImages, D
         left_out=left_out,
     )
     return used, report
+
+
+def describe_uncounted(folder: Path, *, settle_seconds: float) -> list[str]:
+    """Say in sentences which pictures of a folder of labelled images do not count, or not yet; none is opened.
+
+    Args:
+        folder: as `load_labelled` takes it.
+        settle_seconds: a file counts when it has not changed for so long.
+
+    Raises:
+        DataError: there is no such folder.
+    """
+    pictures = list(read_labelled_folder(folder, decode=False))
+    latest, settling = time.time() - settle_seconds, 0
+    for picture in pictures:
+        if picture.emotion is not None and picture.fault is None:
+            with contextlib.suppress(OSError):
+                settling += (folder / picture.path).stat().st_ctime > latest
+    lines = _unusable(_read(pictures, size_px=1)).unusable_in_words()
+    if settling:
+        many = "1 image counts when it has" if settling == 1 else f"{settling:,} images count when they have"
+        lines.append(f"{many} not changed for {settle_seconds:g} s (settle_seconds).")
+    return lines
 
 
 def soft_targets(images: LabelledImages, *, votes_share: float, smoothing: float) -> np.ndarray:

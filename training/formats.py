@@ -85,7 +85,7 @@ class Picture:
     split: str | None
     """`train`, `validation` or `test`; None when the data does not say."""
     image_gray: np.ndarray | None
-    """uint8 (height, width); None when there is a fault or the label is unknown, so that nobody needs it."""
+    """uint8 (height, width); None when there is a fault, or where nobody needs it: the label is unknown, say."""
     fault: Fault | None = None
     """What is wrong with it; None when it can be used or its label is unknown."""
 
@@ -125,15 +125,19 @@ def read_pictures(data: Path) -> Iterator[Picture]:
     )
 
 
-def read_labelled_folder(folder: Path) -> Iterator[Picture]:
+def read_labelled_folder(folder: Path, *, decode: bool = True) -> Iterator[Picture]:
     """Read `<emotion>/*` as users drop it; hidden and half-copied files and what is no picture are passed over.
+
+    Args:
+        folder: holds the emotions' folders.
+        decode: without it no file is opened, which costs next to nothing, and no picture has an image.
 
     Raises:
         DataError: there is no such folder.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder. Make it, with a folder for each emotion in it.")
-    yield from _by_folder(_folder_files(folder), in_splits=False)
+    yield from _by_folder(_folder_files(folder), in_splits=False, decode=decode)
 
 
 def emotion_of(label: str) -> int | None:
@@ -261,7 +265,7 @@ def _by_place(data: Path, files: Iterable[_File]) -> Iterator[Picture]:
     yield from _by_folder(files, in_splits=bool(found))
 
 
-def _by_folder(files: Iterable[_File], *, in_splits: bool) -> Iterator[Picture]:
+def _by_folder(files: Iterable[_File], *, in_splits: bool, decode: bool = True) -> Iterator[Picture]:
     """Tell the label of each file by the folder that it lies in, and its split by the one around that."""
     for parts, read in files:
         path, split = "/".join(parts), split_of(parts[0]) if in_splits else None
@@ -269,8 +273,10 @@ def _by_folder(files: Iterable[_File], *, in_splits: bool) -> Iterator[Picture]:
             yield Picture(path, "", None, None, None, "misplaced")
         elif not _is_read(parts[-1]):
             yield Picture(path, parts[-2], emotion_of(parts[-2]), split, None, "other_format")
-        else:
+        elif decode:
             yield _picture(path, parts[-2], split, read)
+        else:
+            yield Picture(path, parts[-2], emotion_of(parts[-2]), split, None)
 
 
 def _from_csv(table: Path) -> Iterator[Picture]:

@@ -460,6 +460,7 @@ def test_few_new_files_are_counted_without_being_opened(world: World) -> None:
     folder.mkdir()
     for number in range(5):
         (folder / f"{number}.png").write_bytes(b"no image")
+        (folder / f"{number}.txt").write_bytes(b"no picture")
     assert count_new_images(world.settings(min_new_images=6), world.store) == 5
     assert count_new_images(world.settings(min_new_images=5), world.store) == 0
 

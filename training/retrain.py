@@ -35,7 +35,7 @@ from training.dataset import DataSplits, LabelledImages, load_labelled, load_spl
 from training.duplicates import same_photo
 from training.figures import draw_confusion, draw_curves, draw_reliability
 from training.fit import Step, finish_model, fit_network, weights_of
-from training.formats import emotion_of
+from training.formats import emotion_of, is_read
 from training.metrics import measure
 from training.promotion import Comparison, compare, decide
 from training.recipe import Recipe, parse_recipe
@@ -445,7 +445,7 @@ def _settled_files(settings: RetrainSettings) -> dict[str, str]:
     latest = time.time() - settings.settle_seconds if is_local(place(settings.labelled)) else math.inf
     names = {}
     for path in folder.glob("*/*"):
-        if path.name.startswith((".", "~")) or emotion_of(path.parent.name) is None:
+        if path.name.startswith((".", "~")) or not is_read(path.name) or emotion_of(path.parent.name) is None:
             continue
         with contextlib.suppress(OSError):
             found = path.stat()

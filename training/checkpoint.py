@@ -20,8 +20,8 @@ class Epoch:
     number: int
     """Starts at 1."""
     train_loss: float
-    """Mean loss on the augmented images: cross-entropy with the soft targets; where no second answer is learned, also what
-    the network's layers add."""
+    """Mean loss on the augmented images: cross-entropy with the soft targets and, where no second answer is learned,
+    what the network's layers add."""
     train_accuracy: float
     """Share of augmented images whose answer is the target's top class."""
     validation_loss: float

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ from ferflow.errors import ConfigError
 from ferflow.faces import resize_faces
 from models.emotion_classifier import EmotionModel, read_description
 from models.trial import check_model
-from training.checkpoint import Epoch, read_checkpoint
+from training.checkpoint import Checkpoint, Epoch, read_checkpoint, write_checkpoint
 from training.dataset import DataSplits, load_splits
 from training.evaluation import evaluate
 from training.fit import (
@@ -268,12 +269,58 @@ def test_what_is_kept_may_lie_between_the_start_and_the_end(splits: DataSplits, 
     assert any(not np.allclose(old, end, atol=1e-3) for old, end in zip(start, ends, strict=True))
 
 
-def test_a_file_that_is_no_checkpoint_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.npz"
-    assert read_checkpoint(path, "any") is None
-    path.write_bytes(b"half a file")
-    with pytest.raises(ConfigError, match="is no checkpoint of a training"):
-        read_checkpoint(path, "any")
+@pytest.fixture
+def kept(tmp_path: Path) -> tuple[Path, Checkpoint]:
+    """A checkpoint, and what was written to it."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in ((3, 3, 1, 4), (50, 100), ())]
+    written = Checkpoint("any", (Epoch(1, 1.5, 0.4, 1.25, 0.5, 2.0),), arrays, arrays, arrays, [*arrays, np.array(7)])
+    write_checkpoint(tmp_path / "checkpoint.npz", written)
+    return tmp_path / "checkpoint.npz", written
+
+
+DAMAGED: dict[str, Callable[[bytes], list[bytes]]] = {
+    "another": lambda content: [b"half a file"],
+    "empty": lambda content: [b""],
+    "cut": lambda content: [content[:end] for end in range(len(content) - 1, 0, -997)],
+    "a shorter array": lambda content: [content.replace(b"(50, 100)", b"(50, 10) ", 1)],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_file_that_is_no_checkpoint_is_refused_with_a_sentence(kept: tuple[Path, Checkpoint], damage: str) -> None:
+    """Seen to fail: an empty and a cut file were tracebacks, and a shorter array was read."""
+    path, _ = kept
+    assert read_checkpoint(path.with_name("none"), "any") is None
+    content = path.read_bytes()
+    for damaged in DAMAGED[damage](content):
+        assert damaged != content
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=r"is no checkpoint of a training, or damaged \(.+\)\. Remove this file"):
+            read_checkpoint(path, "any")
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_refused_or_does_no_harm(kept: tuple[Path, Checkpoint]) -> None:
+    """Seen to fail: most were tracebacks."""
+    path, written = kept
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for place in [*rng.integers(len(content), size=300), *rng.integers(len(content) - 1200, len(content), size=1500)]:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        try:
+            read = read_checkpoint(path, "any")
+        except ConfigError:
+            refused += 1
+            continue
+        assert read is not None
+        assert read.history == written.history
+        for group in ("weights", "average", "best", "optimizer"):
+            for array, right in zip(getattr(read, group), getattr(written, group), strict=True):
+                np.testing.assert_array_equal(array, right, strict=True)
+    assert refused > 500
 
 
 def test_a_model_is_taught_by_others_and_starts_from_another(

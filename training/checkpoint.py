@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +61,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     history = json.dumps([dataclasses.asdict(epoch) for epoch in checkpoint.history])
     part = path.with_suffix(".part")
     with part.open("wb") as file:
-        np.savez(file, fingerprint=np.array(checkpoint.fingerprint), history=np.array(history), **arrays)
+        # What no reading goes without comes last, so that it is missed if damage hides the end of the list.
+        np.savez(file, **arrays, fingerprint=np.array(checkpoint.fingerprint), history=np.array(history))
         file.flush()
         os.fsync(file.fileno())
     os.replace(part, path)
@@ -69,10 +72,14 @@ def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint | None:
     """Read the file, or None where there is none.
 
     Raises:
-        ConfigError: it belongs to another recipe, to other data or to another start, or is no checkpoint.
+        ConfigError: it belongs to another recipe, to other data or to another start, is damaged, or is no checkpoint.
     """
-    remedy = "Choose another --out, or remove it to start afresh."
+    remedy = "Remove this file to start afresh, or move it away to keep it."
     try:
+        # NumPy does not look at the checksum of an array whose damaged head says that it is shorter.
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"{damaged} in it was changed")
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["fingerprint"]) != fingerprint:
                 raise ConfigError(f"{path}: it belongs to another recipe or other data. {remedy}")
@@ -83,6 +90,7 @@ def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint | None:
             history = tuple(Epoch(**epoch) for epoch in json.loads(str(kept["history"])))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: it is no checkpoint of a training ({error}). {remedy}") from error
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error) or "it ends too early"
+        raise ConfigError(f"{path}: it is no checkpoint of a training, or damaged ({reason}). {remedy}") from error
     return Checkpoint(fingerprint=fingerprint, history=history, **groups)

@@ -8,6 +8,9 @@ waited for and never meet this.
 A bucket has no such step, nor have Windows, macOS and some network disks: there the big file is added first and the
 small ones are deleted after it. Who reads in that second may see rows twice, but for `merged_rows.read_table`. What is
 left in between by a process that was killed is put right by the next.
+
+Files of an earlier version lack columns that came later, and DuckDB and Polars refuse to read them beside newer ones.
+Merged, all have the same columns; a table's `columns.parquet` gets them last, and thereby tells that no file lacks any.
 """
 
 import contextlib
@@ -35,13 +38,16 @@ from ferflow.merged_rows import (
     PREFIX,
     Part,
     find_places,
+    lacks_columns,
     list_big,
     read_entries,
     read_part,
     split_big,
     write_big,
+    write_big_anew,
     write_part,
 )
+from ferflow.rows import COLUMNS_ONLY, TABLES, write_empty_table
 from ferflow.storage import (
     Results,
     StoredFile,
@@ -107,6 +113,7 @@ def compact(results: Results, *, older_than_days: int = 1, today: date | None = 
     done: defaultdict[date, int] = defaultdict(int)
     big_files = 0
     left: list[str] = []
+    earlier = [table for table in _TABLES if _lacks_columns(results.table(table) / COLUMNS_ONLY, table)]
     with claims.hold(_CLAIM) as is_ours:
         if not is_ours:
             return None
@@ -116,7 +123,8 @@ def compact(results: Results, *, older_than_days: int = 1, today: date | None = 
     left_days: set[date] = set()
     for table in _TABLES:
         for day, files in _by_day(results, table, days):
-            if day in left_days or len(files) < 2:
+            is_alone = len(files) < 2 and not (table in earlier and _lacks_columns(files[0].path, table))
+            if day in left_days or is_alone:
                 continue
             with _turn(claims):
                 merged = _merge_day(results, table, day, files, claims, left)
@@ -128,6 +136,11 @@ def compact(results: Results, *, older_than_days: int = 1, today: date | None = 
             else:
                 done[day] += merged.small_files
                 big_files += merged.big_files
+    for table in earlier:
+        folder = results.table(table)
+        files_there = [*list_big(folder), *(file.path for _, file in _small_files(folder))]
+        if not any(_lacks_columns(path, table) for path in files_there):
+            write_empty_table(folder / COLUMNS_ONLY, TABLES[table], parts=results.parts)
     return Compacted(sum(done.values()), big_files, sum(map(bool, done.values())), tuple(left))
 
 
@@ -180,6 +193,13 @@ def _past_days(results: Results, before: date) -> dict[str, date]:
     }
 
 
+def _lacks_columns(path: Path, table: str) -> bool:
+    # What is damaged is told of where it is to be merged.
+    with contextlib.suppress(FileNotFoundError, VideoError):
+        return lacks_columns(path, table)
+    return False
+
+
 def _by_day(results: Results, table: str, days: Mapping[str, date]) -> list[tuple[date, list[StoredFile]]]:
     files: defaultdict[date, list[tuple[str, StoredFile]]] = defaultdict(list)
     for video_id, file in _small_files(results.table(table)):
@@ -210,7 +230,7 @@ def _merge_day(
         ):
             paths.append(path)
             merged |= {f"{entry.video_id}.parquet": entry.tag for entry in entries}
-        if len(merged) < 2:
+        if len(merged) < min(2, len(files)):
             return Compacted()
 
         def is_unchanged() -> bool:
@@ -262,7 +282,7 @@ def _put_right(results: Results, table: str, claims: Claims) -> list[str]:
     folder = results.table(table)
     left = []
     small: dict[str, StoredFile] | None = None
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     waiting = list_big(folder)
     while waiting:
         path = waiting.pop(0)
@@ -271,13 +291,18 @@ def _put_right(results: Results, table: str, claims: Claims) -> list[str]:
             tags = {entry.video_id: entry.tag for entry in read_entries(path)}
             doubled = {video_id: tag for video_id, tag in tags.items() if video_id in small}
             is_merged = all(small[video_id].tag == tag for video_id, tag in doubled.items())
-            if not seen.isdisjoint(tags):
+            if tags and tags.items() <= seen.items():
+                # Another has the same rows: one was written anew, and the other was to be deleted.
+                _delete(results, [path])
+            elif not seen.keys().isdisjoint(tags):
                 # In two big ones: begin anew with what comes out of this one.
                 _take_apart(results, table, path, claims)
-                small, seen, waiting = None, set(), list_big(folder)
+                small, seen, waiting = None, {}, list_big(folder)
             elif is_merged and claims.claimed().isdisjoint(doubled):
                 _delete(results, [folder / f"{video_id}.parquet" for video_id in doubled])
-                seen |= tags.keys()
+                seen |= tags
+                if _lacks_columns(path, table):
+                    _write_anew(results, table, path, claims)
             else:
                 # The small files are newer, or are about to be.
                 _take_apart(results, table, path, claims)
@@ -294,6 +319,15 @@ def _take_apart(results: Results, table: str, path: Path, claims: Claims) -> Non
             write_part(paths[-1], part)
             # It belongs to the day on which it was made, and pictures made after it are still newer.
             os.utime(paths[-1], (part.entry.modified_at, part.entry.modified_at))
+        _exchange_files(results, table, paths, [path.name], lambda: path.exists() and not claims.is_lost(_CLAIM))
+
+
+def _write_anew(results: Results, table: str, path: Path, claims: Claims) -> None:
+    """Give a big file the columns that it lacks."""
+    day = path.name.removeprefix(PREFIX)[: len("2026-01-01")]
+    with _scratch(results) as scratch:
+        new = write_big_anew(table, path, lambda: scratch / f"{PREFIX}{day}-{uuid.uuid4().hex[:12]}.parquet")
+        paths = [new_path for new_path, _ in new]
         _exchange_files(results, table, paths, [path.name], lambda: path.exists() and not claims.is_lost(_CLAIM))
 
 

@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -138,15 +138,19 @@ def read_part(file: StoredFile, table: str, content: bytes) -> Part:
         if ids - {file.path.stem}:
             # Of a stranger: merged with the others it would make all of them unreadable.
             raise ValueError("rows of another video")
-        columns = [
-            rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
-            for field in schema
-        ]
+        rows = _with_all_columns(rows, schema)
     except (pa.ArrowException, KeyError, TypeError, ValueError, OSError) as error:
         raise VideoError(f"{file.path}: this table is damaged; remove the file and analyse its video again.") from error
-    return Part(
-        Entry(file.path.stem, len(rows), file.tag, file.modified_at), pa.table(columns, schema=schema), described
-    )
+    return Part(Entry(file.path.stem, len(rows), file.tag, file.modified_at), rows, described)
+
+
+def _with_all_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The same rows with the schema's columns; those that they lack are empty."""
+    columns = [
+        rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def write_part(path: Path, part: Part) -> None:
@@ -176,6 +180,35 @@ def write_big(table: str, parts: Iterator[Part], new_path: Callable[[], Path]) -
                 file.add(part)
                 part = next(parts, None)
         yield path, file.entries
+
+
+def lacks_columns(path: Path, table: str) -> bool:
+    """Whether a file of a table was written before all of the table's columns were there.
+
+    Raises:
+        SourceError: it is damaged.
+        FileNotFoundError: it is gone.
+    """
+    with _damage_told(path), open_table(path) as file:
+        # One with columns of a later version is left to that.
+        return set(file.schema_arrow.names) < set(TABLES[table].names)
+
+
+def write_big_anew(table: str, path: Path, new_path: Callable[[], Path]) -> Iterator[tuple[Path, list[Entry]]]:
+    """Write what is in a big file once more, with the columns that it lacks, empty; see `write_big`.
+
+    Raises:
+        SourceError: it is damaged.
+        FileNotFoundError: it is gone.
+    """
+
+    def parts() -> Iterator[Part]:
+        for part in split_big(path):
+            with _damage_told(path):
+                rows = _with_all_columns(part.rows, TABLES[table])
+            yield replace(part, rows=rows)
+
+    return write_big(table, parts(), new_path)
 
 
 class _BigFile:

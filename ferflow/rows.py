@@ -62,6 +62,7 @@ SEGMENTS_SCHEMA = pa.schema(
         _column("start_seconds", pa.float64(), "when it begins"),
         _column("end_seconds", pa.float64(), "when it ends"),
         _column("mean_probability", pa.float32(), "mean probability of this emotion over the segment, 0 to 1"),
+        _column("model_version", pa.string(), "the weights that scored the faces"),
     ]
 )
 """One row a stretch of time in which a person shows one emotion."""
@@ -103,6 +104,9 @@ FACE_COLUMNS = [*_PLAIN_COLUMNS, *_BOX_COLUMNS, *EMOTIONS]
 
 TABLES = {"faces": FACES_SCHEMA, "videos": VIDEOS_SCHEMA, "segments": SEGMENTS_SCHEMA}
 """Every table by the name of its folder."""
+
+COLUMNS_ONLY = "columns.parquet"
+"""A part of each table without rows; it is also what a results folder is known by."""
 
 
 def describe_tables() -> str:
@@ -268,11 +272,12 @@ def parse_analysis(described: dict[str, Any]) -> Analysis:
     return Analysis(**described, info=info, started_at=started_at)
 
 
-def write_segments(path: Path, segments: Sequence[Segment], *, video_id: str, parts: Path) -> None:
+def write_segments(path: Path, segments: Sequence[Segment], *, video_id: str, model_version: str, parts: Path) -> None:
     """Write one video's segments."""
-    columns = {
+    columns: dict[str, Any] = {
         "video_id": [video_id] * len(segments),
-        **{name: [getattr(segment, name) for segment in segments] for name in SEGMENTS_SCHEMA.names[1:]},
+        **{field.name: [getattr(segment, field.name) for segment in segments] for field in dataclasses.fields(Segment)},
+        "model_version": [model_version] * len(segments),
     }
     with part_file(path, folder=parts) as part:
         pq.write_table(pa.table(columns, schema=SEGMENTS_SCHEMA), part)

@@ -19,7 +19,15 @@ from ferflow.errors import ConfigError, SourceError, VideoError
 from ferflow.frames import VIDEO_SUFFIXES
 from ferflow.merged_rows import find_video
 from ferflow.records import VideoSummary
-from ferflow.rows import TABLES, KnownSource, read_analysis, read_known_sources, write_empty_table, write_video
+from ferflow.rows import (
+    COLUMNS_ONLY,
+    TABLES,
+    KnownSource,
+    read_analysis,
+    read_known_sources,
+    write_empty_table,
+    write_video,
+)
 from ferflow.storage import (
     Results,
     StoredFile,
@@ -39,8 +47,6 @@ from ferflow.storage import (
 logger = logging.getLogger(__name__)
 
 _REQUESTS_AT_ONCE = 16
-_COLUMNS_ONLY = "columns.parquet"
-# A part of each table without rows; it is also what a results folder is known by.
 _ATTEMPTS = 5
 _CHANGED = "it was changed or replaced while it was read; the next run analyses it once more."
 _GONE = "there is no such file."
@@ -196,7 +202,7 @@ def open_results(root: Path) -> Results:
                 "not be kept from the same video; choose a folder or another store with --results."
             )
         for name, schema in TABLES.items():
-            path = results.table(name) / _COLUMNS_ONLY
+            path = results.table(name) / COLUMNS_ONLY
             if not path.exists():
                 write_empty_table(path, schema, parts=results.parts)
     except OSError as error:
@@ -441,7 +447,7 @@ def _walk_bucket(folder: Path) -> Iterator[StoredFile]:
     ours = {
         str(file.path.parent.parent)
         for file in files
-        if file.path.name == _COLUMNS_ONLY and file.path.parent.name == "videos"
+        if file.path.name == COLUMNS_ONLY and file.path.parent.name == "videos"
     }
     for file in files:
         is_hidden = any(name.startswith(".") for name in file.path.parts[depth:-1])
@@ -470,4 +476,4 @@ def _is_passed_over(folder: Path) -> bool:
 
 
 def _is_results(folder: Path) -> bool:
-    return (folder / "videos" / _COLUMNS_ONLY).exists()
+    return (folder / "videos" / COLUMNS_ONLY).exists()

@@ -297,7 +297,11 @@ def summarize_video(faces_path: Path, annotated_path: Path | None, results: Resu
     faces, analysis = read_faces(faces_path)
     segments = _segments(faces, settings)
     write_segments(
-        results.rows("segments", analysis.video_id), segments, video_id=analysis.video_id, parts=results.parts
+        results.rows("segments", analysis.video_id),
+        segments,
+        video_id=analysis.video_id,
+        model_version=analysis.model_version,
+        parts=results.parts,
     )
     timeline_path = results.timeline(analysis.source, analysis.video_id)
     draw_timeline(

@@ -141,7 +141,7 @@ def _demo(args: argparse.Namespace) -> int:
     from ferflow.summary import describe_segment
 
     print("\nWhat was seen:")
-    segments = pd.read_parquet(args.results / "segments").drop(columns="video_id")
+    segments = pd.read_parquet(args.results / "segments")[list(Segment.__dataclass_fields__)]
     for row in segments.itertuples(index=False):
         print(f"  {describe_segment(Segment(*row))}")
     faces = pd.read_parquet(args.results / "faces")

@@ -41,7 +41,8 @@ def add_video(results, source, *, emotion="happy", segments=None, **changes):
     if summary.face_count:
         segments = segments or [Segment(0, emotion, 0.0, 10.0, 0.7)]
         path = results.rows("segments", summary.video_id)
-        write_segments(path, segments, video_id=summary.video_id, parts=results.parts)
+        version = summary.model_version
+        write_segments(path, segments, video_id=summary.video_id, model_version=version, parts=results.parts)
     write_video(results.rows("videos", summary.video_id), summary, parts=results.parts)
     return summary
 

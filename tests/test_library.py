@@ -149,7 +149,8 @@ def test_what_comes_changes_or_goes_is_seen_the_next_time(library, results):
     assert shown_first(library, new) == "fear"
 
     segments = [Segment(0, "disgust", 0.0, 10.0, 0.7)]
-    write_segments(results.rows("segments", new.video_id), segments, video_id=new.video_id, parts=results.parts)
+    path = results.rows("segments", new.video_id)
+    write_segments(path, segments, video_id=new.video_id, model_version="m", parts=results.parts)
     again = replace(new, dominant_emotion="disgust")
     write_video(results.rows("videos", new.video_id), again, parts=results.parts)
     assert library.refresh()
@@ -203,6 +204,15 @@ def test_a_file_of_an_earlier_version_lacks_columns_and_is_shown(library, result
     library.refresh()
     assert "old.mp4" in names(library, Choice())
     assert library.damaged == ()
+
+
+@pytest.mark.parametrize("old", [0, 1])
+def test_segments_of_an_earlier_version_have_their_strips_beside_later_ones(results, old):
+    videos = [add_video(results, f"/{name}.mp4") for name in "ab"]
+    path = results.rows("segments", videos[old].video_id)
+    pq.write_table(pq.read_table(path).drop_columns(["model_version"]), path)
+    strips = opened(results).strips([video.video_id for video in videos])
+    assert all(strip.any() for strip in strips.values())
 
 
 @pytest.mark.parametrize("folder", ["[a] *", "it's ?", "{x,y}", "a\"b'c;--"])

@@ -22,6 +22,7 @@ import pytest
 from ferflow.config import Settings
 from ferflow.emotions import EMOTIONS
 from ferflow.errors import ConfigError, DataError, ModelError
+from ferflow.rows import TABLES
 from ferflow.sources import find_videos, open_results
 from flows.in_process import analyze_in_process
 from models.emotion_classifier import DESCRIPTION_FILE, read_description
@@ -365,9 +366,9 @@ def test_a_better_candidate_is_promoted_and_the_next_video_says_so_and_a_rollbac
     assert count_new_images(world.settings(min_new_images=1), world.store) == 1
 
     clip = make_video(tmp_path / "clip.mp4", frame_count=3, image=astronaut)
-    assert analyze(clip, tmp_path / "results") == {version}
+    assert analyze(clip, tmp_path / "results") == {table: {version} for table in TABLES}
     assert world.store.rollback() == world.base
-    assert analyze(clip, tmp_path / "results") == {world.base}
+    assert analyze(clip, tmp_path / "results") == {table: {world.base} for table in TABLES}
 
 
 def test_a_model_of_another_kind_than_its_recipe_says_is_not_trained_further(world: World) -> None:
@@ -519,8 +520,8 @@ def test_settings_without_meaning_are_refused_in_one_sentence(change: dict[str, 
     assert complaint in str(refusal.value)
 
 
-def analyze(clip: Path, folder: Path) -> set[str]:
-    """The versions that the rows of its result name."""
+def analyze(clip: Path, folder: Path) -> dict[str, set[str]]:
+    """The versions that the rows of its result name, by the table."""
 
     class Deaf:
         def stage(self, job, name, done, expected) -> None: ...
@@ -533,5 +534,5 @@ def analyze(clip: Path, folder: Path) -> set[str]:
 
     results = open_results(folder)
     analyze_in_process(find_videos([clip]), results, settings=Settings(), force=False, workers=1, listener=Deaf())
-    rows = pq.ParquetDataset(results.table("videos")).read()
-    return set(rows["model_version"].to_pylist())
+    rows = {table: pq.ParquetDataset(results.table(table)).read(["model_version"]) for table in TABLES}
+    return {table: set(versions["model_version"].to_pylist()) for table, versions in rows.items()}

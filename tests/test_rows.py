@@ -115,6 +115,7 @@ def test_every_reader_sees_the_same_rows_also_of_videos_without_faces(results):
         results.rows("segments", "b" * 16),
         [Segment(0, "happy", 0.0, 0.2, 0.7)],
         video_id="b" * 16,
+        model_version="small-1",
         parts=results.parts,
     )
     write_video(results.rows("videos", SUMMARY.video_id), SUMMARY, parts=results.parts)
@@ -123,6 +124,7 @@ def test_every_reader_sees_the_same_rows_also_of_videos_without_faces(results):
         assert len(pd.read_parquet(folder)) == count
         assert duckdb.sql(f"select * from '{folder}/*.parquet'").fetchall().__len__() == count
         assert len(pl.read_parquet(folder)) == count
+        assert set(pd.read_parquet(folder).model_version) == {"small-1"}
     faces = pd.read_parquet(results.table("faces"))
     assert faces.emotion.tolist() == ["happy", "happy"]
     assert (faces.dtypes[list(EMOTIONS)] == "float32").all()

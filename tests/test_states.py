@@ -37,11 +37,13 @@ def viewer(tmp_path_factory):
     )
     for name in ("nobody", "damaged"):
         add_video(results, f"/videos/{name}.mp4", video_id=IDS[name], **NOBODY)
-        write_segments(results.rows("segments", IDS[name]), [], video_id=IDS[name], parts=results.parts)
+        segments = results.rows("segments", IDS[name])
+        write_segments(segments, [], video_id=IDS[name], model_version="m", parts=results.parts)
     faces = results.rows("faces", IDS["damaged"])
     faces.write_bytes(faces.read_bytes()[:-20])
     add_video(results, "/videos/noted.mp4", video_id=IDS["noted"], error="its sound cannot be read.", **NOBODY)
-    write_segments(results.rows("segments", IDS["noted"]), [], video_id=IDS["noted"], parts=results.parts)
+    segments = results.rows("segments", IDS["noted"])
+    write_segments(segments, [], video_id=IDS["noted"], model_version="m", parts=results.parts)
     (results.table("videos") / "0123456789abcdef.parquet").write_bytes(b"PAR1 no table PAR1")
     teller = Teller(results, IDS["long"], f"/inbox/{LONG}.mp4", stages=("faces", "drawing"))
     teller._began_at = teller._told_at = time.time() - 60

@@ -531,6 +531,15 @@ def test_while_a_video_is_analysed_anew_its_page_says_so(viewer, page, make_vide
     expect(page.get_by_text("One person in 0.4 s of video")).to_be_visible()
 
 
+def test_a_video_whose_segments_do_not_say_their_version_is_shown(viewer, page, make_video, astronaut, tmp_path):
+    video_id = analysed(viewer, make_video(tmp_path / "earlier.mp4", frame_count=6, image=astronaut))
+    segments = viewer.folder / "results" / "segments" / f"{video_id}.parquet"
+    pq.write_table(pq.read_table(segments).drop_columns(["model_version"]), segments)
+    page.goto(f"{viewer.url}/video?video={video_id}")
+    expect(page.get_by_text("One person in 0.6 s of video")).to_be_visible()
+    expect(page.get_by_role("button", name=re.compile("^#0 "))).to_have_count(1)
+
+
 def test_an_annotated_video_that_is_gone_or_damaged_takes_only_the_player_away(
     viewer, page, make_video, astronaut, tmp_path
 ):
@@ -810,7 +819,8 @@ def slow_bucket(s3_server, bucket, make_video, astronaut, tmp_path):
     clip = make_video(tmp_path / "made" / "clip.mp4", frame_count=20, image=astronaut)
     nobody = {"face_count": 0, "track_count": 0, "dominant_emotion": None, "emotion_shares": None}
     added = add_video(results, "/clip.mp4", annotated_path="annotated/clip.mp4", **nobody)
-    write_segments(results.rows("segments", added.video_id), [], video_id=added.video_id, parts=results.parts)
+    segments = results.rows("segments", added.video_id)
+    write_segments(segments, [], video_id=added.video_id, model_version="m", parts=results.parts)
     bucket.joinpath("results/annotated/clip.mp4").write_bytes(clip.read_bytes())
     may_come, faults = threading.Event(), [""]
 

@@ -23,6 +23,7 @@ from ferflow.emotions import EMOTIONS
 from ferflow.errors import VideoError
 from ferflow.merged_rows import find_big
 from ferflow.mirror import Mirror
+from ferflow.rows import COLUMNS_ONLY
 from ferflow.storage import Results, holding_tables, is_local
 from models.wheels import cache_folder
 
@@ -309,7 +310,7 @@ class Library:
         import duckdb
 
         # Files of an earlier version lack columns; to look at all files for their columns takes twice as long.
-        columns = paths[0].parent / "columns.parquet"
+        columns = paths[0].parent / COLUMNS_ONLY
         with_columns = [*paths] if columns.is_symlink() else [*paths, columns]
         for paths_read, by_name in ((paths, "false"), (with_columns, "true")):
             with contextlib.suppress(duckdb.Error):

@@ -136,7 +136,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _percent(share: object) -> str:
-    return f"{100 * share:.1f} %" if isinstance(share, int | float) else "?"
+    return f"{100 * share:.1f} %" if isinstance(share, float) and 0 <= share <= 1 else "?"
 
 
 def _printable(text: str) -> str:

@@ -304,7 +304,7 @@ def read_description(directory: Path) -> ModelDescription:
         raise ModelError(
             f"{directory}: it holds no readable {DESCRIPTION_FILE} ({error.strerror}). Name a model directory."
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: it is damaged ({error}). Fetch or train the model again.") from error
     except KeyError as error:
         raise ModelError(f"{path}: it does not say {error}. Train the model again with this version.") from error

@@ -51,6 +51,8 @@ EVALUATION_FILE = "evaluation.json"
 _SHIPPED = Path(__file__).parent / "emotion"
 _PROMOTIONS = "promotions.jsonl"
 _MOST_BYTES_COPIED = 1_000_000_000
+_MOST_BYTES_EVALUATED = 10_000_000
+# 34 kB is usual.
 _LOOK_SECONDS = 10.0
 _WAIT_SECONDS = 300.0
 
@@ -91,8 +93,10 @@ class InstalledModel:
     def metrics(self) -> Mapping[str, Any]:
         """How well it does on each set of images: measured of the form that is served, or else when it was trained."""
         try:
-            served = json.loads((self.path / EVALUATION_FILE).read_text(encoding="utf-8"))["served"]["metrics"]
-        except (OSError, ValueError, TypeError, KeyError):
+            with (self.path / EVALUATION_FILE).open("rb") as file:
+                # No trial has looked at it. What is cut off is not read, like all that is damaged.
+                served = json.loads(file.read(_MOST_BYTES_EVALUATED))["served"]["metrics"]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             served = None
         return served if isinstance(served, Mapping) else self.description.metrics
 

@@ -255,10 +255,12 @@ def test_a_model_that_a_newer_keras_wrote_is_refused_in_a_sentence(copied: Path)
 
 
 def test_a_description_that_never_ends_is_refused(copied: Path) -> None:
+    """Seen to fail: a number of 5,000 digits was a traceback."""
     path = copied / DESCRIPTION_FILE
-    path.write_text("[" * 100_000)
-    with pytest.raises(ModelError, match="is damaged"):
-        read_description(copied)
+    for endless in ("[" * 100_000, f'{{"x": {"1" * 5_000}}}'):
+        path.write_text(endless)
+        with pytest.raises(ModelError, match="is damaged"):
+            read_description(copied)
     path.write_text(" " * 10_000_001)
     with pytest.raises(ModelError, match=f"{DESCRIPTION_FILE}: it has 10 MB, and no model of ferflow has more"):
         read_description(copied)

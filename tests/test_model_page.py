@@ -1,5 +1,6 @@
 """The page of the emotion model, as a person sees it in a browser."""
 
+import json
 import re
 import shutil
 from datetime import UTC, datetime
@@ -22,7 +23,9 @@ def viewer(tmp_path_factory):
     refused = store.root / "fer-small-11111111"
     shutil.copytree(shipped_model(), refused)
     description = (refused / "model.json").read_text().replace(shipped_model().name, refused.name)
-    (refused / "model.json").write_text(description)
+    (refused / "model.json").write_text(json.dumps(json.loads(description) | {"history": [1]}))
+    figures = {"accuracy": 10**400, "macro_f1": 10**400, "image_count": 3}
+    (refused / "evaluation.json").write_text(json.dumps({"served": {"metrics": {"test": figures}}}))
     (refused / "MODEL_CARD.md").write_text(CARD)
     verdict = Verdict("refused", (REASON,), {}, datetime(2026, 11, 20, tzinfo=UTC), shipped_model().name)
     store.keep_verdict(refused.name, verdict)
@@ -67,6 +70,15 @@ def test_a_refused_version_says_why(model):
     model.get_by_role("option", name="fer-small-11111111 · refused").click()
     expect(model.get_by_text(REASON).first).to_be_visible()
     expect(model.get_by_text("Refused on 2026-11-20")).to_be_visible()
+
+
+def test_a_strangers_figures_that_cannot_be_are_not_told(model):
+    """Seen to fail: an error stood in the place of them and of the list of all versions."""
+    model.get_by_role("combobox", name="Version").click()
+    model.get_by_role("option", name="fer-small-11111111 · refused").click()
+    expect(model.locator(".ff-tiles")).to_contain_text(re.compile(r"–\s*accuracy.*–\s*macro-F1.*3\s*test", re.DOTALL))
+    model.get_by_role("tab", name="How it learnt").click()
+    expect(model.get_by_text("This version does not say how its training went.")).to_be_visible()
 
 
 def test_a_strangers_card_fetches_nothing(viewer, model):

@@ -600,9 +600,18 @@ def test_the_figures_are_those_of_the_form_that_is_served_once_they_were_measure
     assert accuracy() == 0.25
     evaluation.write_text(json.dumps({"served": {"metrics": {"test": {"accuracy": 0.5}}}}))
     assert accuracy() == 0.5
-    for damaged in ("{", "[]", '{"served": null}', '{"served": {"metrics": 1}}'):
+    too_long = " " * 10_000_000 + evaluation.read_text()
+    for damaged in ("{", "[]", '{"served": null}', '{"served": {"metrics": 1}}', "[" * 200_000, too_long):
         evaluation.write_text(damaged)
         assert accuracy() == 0.25
+
+
+def test_an_accuracy_that_cannot_be_is_not_told(command, copied):
+    """Seen to fail: one of 400 digits was a traceback."""
+    for share in (10**400, 7, -0.5, 1.5, float("nan"), float("inf"), True):
+        rewrite(copied, lambda table, share=share: table.update(metrics={"test": {"accuracy": share}}))
+        status, out, _ = command("show", copied)
+        assert (status, "%" in out) == (0, False), share
 
 
 def test_a_text_that_commands_the_terminal_is_made_visible(command, copied):

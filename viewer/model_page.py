@@ -154,7 +154,7 @@ def _show_training(history: Sequence[Mapping[str, Any]]) -> None:
                 "training, varied images": scale * epoch[f"train_{what}"],
                 "validation": scale * epoch[f"validation_{what}"],
             }
-            for epoch in history
+            for epoch in map(_mapping, history)
             if all(_is_number(epoch.get(name)) for name in ("number", f"train_{what}", f"validation_{what}"))
         ]
         if rows:
@@ -254,11 +254,12 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it can be written and drawn; a stranger's number may have hundreds of digits."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 
 def _percent(share: object) -> str:
-    return f"{share:.1%}" if isinstance(share, int | float) else "–"
+    return f"{share:.1%}" if isinstance(share, float) and 0 <= share <= 1 else "–"
 
 
 _STYLE = f"""

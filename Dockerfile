@@ -28,12 +28,13 @@ COPY flows flows
 COPY viewer viewer
 COPY configs configs
 COPY prefect.yaml ./
-# Matplotlib, which MediaPipe imports, and Prefect want to write somewhere under whatever user the container is run; a
-# server that cannot write its page's files beside its own code serves no page.
-ENV PATH=/app/.venv/bin:$PATH FERFLOW_CACHE=/app/cache FERFLOW_MODELS=/data/models \
+# Matplotlib, which MediaPipe imports, Prefect, and what is brought from a bucket want to be written somewhere under
+# whatever user the container is run; a server that cannot write its page's files beside its own code serves no page.
+ENV PATH=/app/.venv/bin:$PATH FERFLOW_CACHE=/tmp/ferflow FERFLOW_MODELS=/data/models \
     MPLCONFIGDIR=/tmp PREFECT_HOME=/tmp/prefect PREFECT_UI_STATIC_DIRECTORY=/tmp/prefect/page PYTHONUNBUFFERED=1
 RUN --mount=type=bind,from=packages,source=/usr/local/bin/uv,target=/usr/local/bin/uv \
-    uv sync --locked --no-dev --no-cache && python -m models.detector_weights
+    uv sync --locked --no-dev --no-cache && FERFLOW_CACHE=/app python -m models.detector_weights
+ENV FERFLOW_DETECTOR_WEIGHTS=/app/detector
 # Of what it does is known best where it is told to (compose.yaml); this says that the models are there and load.
 HEALTHCHECK --interval=5m --timeout=60s CMD ["ferflow", "models", "list"]
 USER 10001

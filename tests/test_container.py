@@ -1,8 +1,10 @@
 """What the container files say, as their own tools read it; building and running them needs an engine."""
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import yaml
 from lacking import lacking
 
 from ferflow.watch_settings import load_watch_settings
+from models.detector_weights import detector_weights_paths
 
 ROOT = Path(__file__).parents[1]
 PASSWORDS = {"FERFLOW_PASSWORD": "a", "POSTGRES_PASSWORD": "b"}
@@ -66,6 +69,44 @@ def test_what_prefect_writes_beside_its_code_is_written_where_it_may():
     written = dict(word.split("=", 1) for word in words if word.startswith(("PREFECT_", "MPLCONFIGDIR")))
     assert written.keys() >= {"PREFECT_HOME", "PREFECT_UI_STATIC_DIRECTORY", "MPLCONFIGDIR"}
     assert all(place.startswith("/tmp") for place in written.values())
+
+
+def image_environment() -> dict[str, str]:
+    lines = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").splitlines()
+    return dict(word.split("=", 1) for line in lines if line.startswith("ENV ") for word in line.split()[1:])
+
+
+def test_what_is_brought_from_a_bucket_is_kept_where_every_user_may_write():
+    """Seen to fail: it was to lie beside the detector's weights, in a folder that root had made."""
+    kept_in = image_environment()["FERFLOW_CACHE"]
+    assert Path(kept_in).is_relative_to("/tmp")
+    done = compose(**PASSWORDS)
+    services = yaml.safe_load(done.stdout)["services"]
+    for name in ("watch", "worker", "viewer"):
+        service = services[name]
+        writable = [*service["tmpfs"], *(volume.split(":")[1] for volume in service["volumes"])]
+        place = Path(service["environment"].get("FERFLOW_CACHE", kept_in))
+        assert any(place.is_relative_to(folder) for folder in writable), name
+
+
+def test_the_weights_in_the_image_are_found_from_an_empty_cache(tmp_path):
+    """What the Dockerfile does and sets, in a folder: nothing is fetched when a container starts."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    (built_in,) = re.findall(r"FERFLOW_CACHE=(\S+) python -m models.detector_weights", dockerfile)
+
+    def weights(**places: str) -> list[Path]:
+        environment = {name: f"{tmp_path}{place}" for name, place in places.items()}
+        command = [sys.executable, "-m", "models.detector_weights"]
+        done = subprocess.run(command, cwd=ROOT, env={"PATH": "/nowhere"} | environment, **PIPES)
+        assert done.returncode == 0, done.stderr
+        return [Path(line) for line in done.stdout.splitlines()]
+
+    # This machine's own are what is fetched when the image is built.
+    shutil.copytree(detector_weights_paths()[0].parent, f"{tmp_path}{built_in}/detector")
+    assert weights(FERFLOW_CACHE=built_in)[0].parent == tmp_path / built_in[1:] / "detector"
+    names = ("FERFLOW_CACHE", "FERFLOW_DETECTOR_WEIGHTS")
+    found = weights(**{name: image_environment()[name] for name in names})
+    assert [path.read_bytes() for path in found] == [path.read_bytes() for path in detector_weights_paths()]
 
 
 def test_the_watch_of_the_containers_is_one_that_loads():

@@ -18,7 +18,6 @@ import errno
 import logging
 import os
 import shutil
-import tempfile
 import threading
 import time
 import uuid
@@ -49,6 +48,7 @@ from ferflow.merged_rows import (
 )
 from ferflow.rows import COLUMNS_ONLY, TABLES, write_empty_table
 from ferflow.storage import (
+    SCRATCH,
     Results,
     StoredFile,
     checked_id,
@@ -57,6 +57,7 @@ from ferflow.storage import (
     list_files,
     part_file,
     stat_file,
+    temporary_folder,
     to_disk,
     workspace,
 )
@@ -418,7 +419,7 @@ def _delete(results: Results, paths: Sequence[Path]) -> None:
 @contextlib.contextmanager
 def _scratch(results: Results) -> Iterator[Path]:
     """A folder for unfinished files: on the disk of a results folder, or on this machine's for a bucket."""
-    parent = results.root / ".compaction" if is_local(results.root) else Path(tempfile.gettempdir()) / "ferflow-scratch"
+    parent = results.root / ".compaction" if is_local(results.root) else temporary_folder(SCRATCH)
     folder = workspace(parent) / uuid.uuid4().hex
     folder.mkdir()
     try:

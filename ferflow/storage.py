@@ -24,7 +24,8 @@ from ferflow.errors import ConfigError
 _ID_LENGTH = 16
 # 64 bits: among a hundred million videos two share an id with a probability below one in three thousand.
 
-_SCRATCH = "ferflow-scratch"
+SCRATCH = "ferflow-scratch"
+"""Of copies that are made for a moment."""
 
 _S3_OPTIONS = {
     # A listing that is kept would hide what came since.
@@ -264,7 +265,7 @@ def fetched(path: Path) -> Iterator[Path]:
         yield path
         return
     bucket: Any = path
-    folder = workspace(Path(tempfile.gettempdir()) / _SCRATCH) / uuid.uuid4().hex
+    folder = workspace(temporary_folder(SCRATCH)) / uuid.uuid4().hex
     folder.mkdir()
     try:
         # Under its own name, by which messages call it; the store's names may be longer than a disk's.
@@ -286,7 +287,7 @@ def part_file(target: Path, *, folder: Path | None = None) -> Iterator[Path]:
     """
     if not is_local(target):
         bucket: Any = target
-        part = workspace(Path(tempfile.gettempdir()) / _SCRATCH) / f"{uuid.uuid4().hex}.part"
+        part = workspace(temporary_folder(SCRATCH)) / f"{uuid.uuid4().hex}.part"
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = (target.parent if folder is None else workspace(folder)) / f".{uuid.uuid4().hex}.part"
@@ -348,6 +349,12 @@ _workspaces: dict[Path, tuple[Path, IO[bytes]]] = {}
 _workspaces_lock = threading.Lock()
 
 
+def temporary_folder(name: str) -> Path:
+    """Where this user's temporary files of one kind lie on this machine, apart from other users'; not made."""
+    user = getattr(os, "getuid", lambda: 0)()  # On Windows each user has such files elsewhere.
+    return Path(tempfile.gettempdir()) / f"{name}-{user}"
+
+
 def workspace(parent: Path) -> Path:
     """A folder of this process's own for unfinished files; those that a killed process left beside it are removed."""
     with _workspaces_lock:
@@ -394,7 +401,7 @@ def clear_abandoned(results: Results) -> None:
     """Remove the unfinished files that killed processes of this machine left behind."""
     if is_local(results.root):
         _clear_abandoned(results.parts)
-    _clear_abandoned(Path(tempfile.gettempdir()) / _SCRATCH)
+    _clear_abandoned(temporary_folder(SCRATCH))
 
 
 def _clear_abandoned(parent: Path) -> None:

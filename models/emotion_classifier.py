@@ -17,7 +17,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import math
 import os
 import re
 import tempfile
@@ -358,7 +357,7 @@ def _demands(description: ModelDescription) -> list[tuple[str, str, bool]]:
 
 
 def _is_number(value: object, least: float, most: float) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and least <= value <= most  # type: ignore[arg-type, operator]
+    return type(value) in (int, float) and least <= value <= most  # type: ignore[arg-type, operator]
 
 
 def _release(version: object) -> tuple[int, int] | None:

@@ -41,7 +41,7 @@ def analyze(inbox: Path, results: Path, scratch: Path) -> str:
         command, cwd=ROOT, env=os.environ | {"TMPDIR": str(scratch)}, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 1, done.stderr
-    left = [path for path in scratch.glob("ferflow-scratch/**/*") if path.is_file()]
+    left = [path for path in scratch.glob("ferflow-scratch-*/**/*") if path.is_file()]
     assert not left, "scratch copies are cleaned up"
     return done.stderr + done.stdout
 
@@ -200,7 +200,7 @@ def test_what_is_known_is_not_fetched_again(inbox, bucket, tmp_path_factory, mon
     assert fetched_files() == ["talk.mp4"]
     (inbox / "die Straße #1?.mp4").write_bytes((inbox / "talk.mp4").read_bytes())
     assert fetched_files() == ["die Straße #1?.mp4", "talk.mp4"]
-    assert not list(Path(tempfile.gettempdir()).glob("ferflow-scratch/*/*/*.mp4"))
+    assert not list(Path(tempfile.gettempdir()).glob("ferflow-scratch-*/*/*/*.mp4"))
 
 
 def test_what_was_read_of_the_results_is_not_read_again(inbox, bucket, tmp_path_factory, monkeypatch):

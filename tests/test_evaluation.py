@@ -247,7 +247,7 @@ def test_what_was_evaluated_is_read_back(evaluation: Evaluation, tmp_path: Path)
     assert read == json.loads(json.dumps(dataclasses.asdict(evaluation)))
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"served": 1}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"served": 1}', "[" * 100_000])
 def test_a_damaged_evaluation_is_refused_with_the_remedy(tmp_path: Path, text: str) -> None:
     (tmp_path / EVALUATION_FILE).write_text(text)
     with pytest.raises(ModelError, match=r"is damaged .* run `make evaluate` again"):

@@ -498,7 +498,7 @@ def read_evaluation(directory: Path) -> Evaluation | None:
         return Evaluation(**fields)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: it is damaged ({error}). Remove it and run `make evaluate` again.") from error
 
 

@@ -18,7 +18,7 @@ from ferflow.errors import FerflowError
 from ferflow.merged_rows import find_rows, find_video
 from ferflow.records import VideoSummary
 from ferflow.rows import write_rows
-from ferflow.storage import Results, is_local, is_video_id, stat_file
+from ferflow.storage import Results, is_local, is_video_id, stat_file, temporary_folder
 from viewer.copies import Copies, Copy, here
 from viewer.settings import results
 
@@ -28,7 +28,7 @@ ANNOTATED, TIMELINE, PARQUET, CSV = "annotated.mp4", "timeline.png", "faces.parq
 _KINDS = {".mp4": "video/mp4", ".png": "image/png"}
 # What an analysis writes. A row from a stranger may name anything, which no browser may take for a page of ours.
 _AS_IT_IS = {"X-Content-Type-Options": "nosniff"}
-_copies = Copies(Path(tempfile.gettempdir()) / "ferflow-viewer", most_bytes=10_000_000_000)
+_copies = Copies(temporary_folder("ferflow-viewer"), most_bytes=10_000_000_000)
 # Of a bucket's files.
 
 

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import re
-import tempfile
 import threading
 import time
 import unicodedata
@@ -21,7 +20,7 @@ from ferflow.config import Settings
 from ferflow.errors import VideoError
 from ferflow.frames import VideoReader
 from ferflow.merged_rows import find_video
-from ferflow.storage import Results, content_id, is_local, part_file, place, workspace
+from ferflow.storage import Results, content_id, is_local, part_file, place, temporary_folder, workspace
 from ferflow.watch_settings import WatchSettings
 
 SUFFIXES = (".mp4", ".mov", ".avi", ".flv", ".mkv", ".webm")
@@ -34,7 +33,7 @@ _NOT_IN_NAMES = frozenset('<>:"|?*`')
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 # Letters, marks and one sign that show nothing: fillers of Hangul, inherent vowels of Khmer, a joiner, blank braille.
 
-_SCRATCH = Path(tempfile.gettempdir()) / "ferflow-uploads"
+_SCRATCH = temporary_folder("ferflow-uploads")
 _ABANDONED_SECONDS = 86_400.0
 # A part of this age is of a page that was killed.
 

@@ -87,7 +87,7 @@ class ModelDescription:
     """When, in UTC and ISO 8601; given by `save_model`, empty in models older than this field."""
     served_in: str = _ONCE_SERVED_IN
     """Numbers that the weights are in as they are served; given by `save_model`, float16 in older models."""
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = dataclasses.field(default_factory=list)
     """What its makers know of it beyond all this, a sentence or more each, written into model.json by hand; the model
     card repeats them."""
 
@@ -350,14 +350,14 @@ def _demands(description: ModelDescription) -> list[tuple[str, str, bool]]:
         (
             "notes",
             "a list of texts",
-            isinstance(description.notes, Sequence) and all(isinstance(note, str) for note in description.notes),
+            isinstance(description.notes, list) and all(isinstance(note, str) for note in description.notes),
         ),
         *((name, "a table", isinstance(getattr(description, name), dict)) for name in mappings),
     ]
 
 
 def _is_number(value: object, least: float, most: float) -> bool:
-    return type(value) in (int, float) and least <= value <= most  # type: ignore[arg-type, operator]
+    return type(value) in (int, float) and least <= value <= most  # type: ignore[operator]
 
 
 def _release(version: object) -> tuple[int, int] | None:

@@ -210,6 +210,7 @@ def test_weights_that_are_not_the_described_ones_are_refused(copied: Path) -> No
         ({"temperature": float("nan")}, "temperature is nan, but it must be a number above 0"),
         ({"temperature": 0}, "temperature is 0"),
         ({"temperature": 10**400}, "temperature is 1000"),
+        ({"notes": "Of our lab."}, "notes is 'Of our lab.', but it must be a list of texts"),
         ({"framing": {"side_per_box": 1e9, "down_per_box": 0, "is_levelled": True}}, "framing is Framing"),
         ({"framing": {"side_per_box": 1, "down_per_box": 0, "is_levelled": "yes"}}, "framing is Framing"),
         ({"version": "../../etc"}, "version is '../../etc', but it must be letters, digits"),

@@ -386,13 +386,15 @@ def test_what_was_kept_can_be_forgotten_while_the_other_parts_of_the_page_run(tm
     ):
         start_camera(page, viewer)
         expect(page.get_by_role("heading", name=re.compile("Person [0-9]+")).first).to_be_visible()
-        keep = page.get_by_text("Keep what is seen")
+        keep, switch = page.get_by_text("Keep what is seen"), page.get_by_role("switch", name="Keep what is seen")
         download = page.get_by_role("button", name="Download CSV")
         forget = page.get_by_role("button", name="Forget it")
         for _ in range(12):
             keep.click()
+            expect(switch).to_be_checked()
             expect(download).to_be_enabled()
             keep.click()
+            expect(switch).not_to_be_checked()
             page.wait_for_timeout(500)
             forget.click()
             expect(download).to_be_disabled()

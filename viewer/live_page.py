@@ -20,6 +20,8 @@ _LOOK_SECONDS = 1.0
 _GATHER_SECONDS = 0.15
 _MOMENTS = 120
 _MOST_LANES = 6
+_KEEP = "keep"
+# Key of the switch.
 _CAMERA = "camera"
 # Its key in the session's state.
 _CONSTRAINTS = {
@@ -177,6 +179,7 @@ def _show_keeping(live: LiveFaces) -> None:
         live.is_kept = st.toggle(
             "Keep what is seen",
             help="Numbers only, no pictures, in this machine's memory until you close the page; for the download.",
+            key=_KEEP,
         )
         # Always there: the browser takes nothing away at the end of a run when the other fragments' next one has begun
         # by then (Streamlit 1.67, `ForwardMsgQueue.clear`).
@@ -191,7 +194,13 @@ def _show_keeping(live: LiveFaces) -> None:
             on_click="ignore",
             disabled=has_none,
         )
-        st.button("Forget it", on_click=live.forget_kept, icon=":material/delete:", disabled=has_none)
+        st.button("Forget it", on_click=_forget, args=(live,), icon=":material/delete:", disabled=has_none)
+
+
+def _forget(live: LiveFaces) -> None:
+    # Before the run that the press begins: what is seen until then would be kept, though the switch is off by now.
+    live.is_kept = st.session_state[_KEEP]
+    live.forget_kept()
 
 
 def _show_people(sight: Sight) -> None:

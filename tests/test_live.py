@@ -393,6 +393,8 @@ def test_what_was_kept_can_be_forgotten_while_the_other_parts_of_the_page_run(tm
             keep.click()
             expect(switch).to_be_checked()
             expect(download).to_be_enabled()
+            # Where no picture was looked at meanwhile there is nothing to forget.
+            page.wait_for_timeout(1500)
             keep.click()
             expect(switch).not_to_be_checked()
             page.wait_for_timeout(500)

@@ -226,9 +226,7 @@ def _merge_day(
     with _scratch(results) as scratch:
         paths = []
         parts = _read_parts(files, table, left)
-        for path, entries in write_big(
-            table, parts, lambda: scratch / f"{PREFIX}{day}-{uuid.uuid4().hex[:12]}.parquet"
-        ):
+        for path, entries in write_big(table, parts, lambda: _new_big(scratch, day)):
             paths.append(path)
             merged |= {f"{entry.video_id}.parquet": entry.tag for entry in entries}
         if len(merged) < min(2, len(files)):
@@ -320,16 +318,23 @@ def _take_apart(results: Results, table: str, path: Path, claims: Claims) -> Non
             write_part(paths[-1], part)
             # It belongs to the day on which it was made, and pictures made after it are still newer.
             os.utime(paths[-1], (part.entry.modified_at, part.entry.modified_at))
-        _exchange_files(results, table, paths, [path.name], lambda: path.exists() and not claims.is_lost(_CLAIM))
+        _put_in_place_of(results, table, path, paths, claims)
 
 
 def _write_anew(results: Results, table: str, path: Path, claims: Claims) -> None:
     """Give a big file the columns that it lacks."""
     day = path.name.removeprefix(PREFIX)[: len("2026-01-01")]
     with _scratch(results) as scratch:
-        new = write_big_anew(table, path, lambda: scratch / f"{PREFIX}{day}-{uuid.uuid4().hex[:12]}.parquet")
-        paths = [new_path for new_path, _ in new]
-        _exchange_files(results, table, paths, [path.name], lambda: path.exists() and not claims.is_lost(_CLAIM))
+        new = write_big_anew(table, path, lambda: _new_big(scratch, day))
+        _put_in_place_of(results, table, path, [new_path for new_path, _ in new], claims)
+
+
+def _new_big(scratch: Path, day: date | str) -> Path:
+    return scratch / f"{PREFIX}{day}-{uuid.uuid4().hex[:12]}.parquet"
+
+
+def _put_in_place_of(results: Results, table: str, path: Path, new: Sequence[Path], claims: Claims) -> None:
+    _exchange_files(results, table, new, [path.name], lambda: path.exists() and not claims.is_lost(_CLAIM))
 
 
 def _exchange_files(

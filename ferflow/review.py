@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import cv2
 import numpy as np
@@ -67,6 +67,12 @@ def parse_name(name: str) -> FacePlace | None:
     """
     found = _NAME.fullmatch(name)
     return found and FacePlace(found[1], int(found[2]), int(found[3]))
+
+
+def video_id_of(path: str) -> str | None:
+    """Say which video a face is from by its file's name; None where that does not tell."""
+    found = parse_name(PurePosixPath(path).name)
+    return None if found is None else found.video_id
 
 
 def faces_reviewed(review: Path, labelled: Path) -> frozenset[FacePlace]:

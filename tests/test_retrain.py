@@ -358,6 +358,10 @@ def test_a_better_candidate_is_promoted_and_the_next_video_says_so_and_a_rollbac
     # Nothing that was dropped is touched, and nothing is left of the work.
     assert {path: path.stat().st_mtime_ns for path in world.labelled.rglob("*")} == before
     assert [path.name for path in (world.store.root / WORK_FOLDER).iterdir()] == ["lock"]
+    # A model of before says of no file that it was looked at.
+    older = dict(description.data["labelled"])
+    del older["files"]
+    assert record_of(dataclasses.replace(description, data={"labelled": older})).learned == record.learned
     # What was seen is not new again, and one more is.
     assert count_new_images(world.settings(), world.store) == 0
     assert retrain(world.settings(), world.store) is None

@@ -318,11 +318,9 @@ def _deal_key(row: _Row) -> str:
 
 
 def _video_id(row: _Row) -> str | None:
-    """Say which video a face is from; None where its file's name does not tell."""
-    from ferflow.review import parse_name
+    from ferflow.review import video_id_of
 
-    place = parse_name(PurePosixPath(row.path).name)
-    return None if place is None else place.video_id
+    return video_id_of(row.path)
 
 
 def _clean(images: LabelledImages, leaked: np.ndarray) -> tuple[LabelledImages, LeftOut]:

@@ -181,8 +181,7 @@ def _is_picture(parts: Sequence[str]) -> bool:
     return is_picture and not any(part.startswith(_NOT_THE_USERS) for part in parts)
 
 
-def is_read(name: str) -> bool:
-    """Judge by its name whether a file is a picture in a format that is read."""
+def _is_read(name: str) -> bool:
     return name.lower().endswith(_IMAGE_SUFFIXES)
 
 
@@ -247,7 +246,7 @@ def _unwrapped(members: Iterable[tuple[str, Callable[[], bytes | None]]]) -> lis
     """Keep an archive's pictures, without the one folder around everything that most archives have."""
     files = [(tuple(name.removeprefix("./").split("/")), read) for name, read in members]
     files = [(parts, read) for parts, read in files if _is_picture(parts)]
-    tops = {parts[0] for parts, _ in files if is_read(parts[-1])}
+    tops = {parts[0] for parts, _ in files if _is_read(parts[-1])}
     if len(tops) == 1 and split_of(*tops) is None and emotion_of(*tops) is None:
         return [((parts[1:] or parts) if parts[0] in tops else parts, read) for parts, read in files]
     return files
@@ -272,7 +271,7 @@ def _by_folder(files: Iterable[_File], *, in_splits: bool, decode: bool = True) 
         path, split = "/".join(parts), split_of(parts[0]) if in_splits else None
         if len(parts) != (3 if in_splits else 2) or (in_splits and split is None):
             yield Picture(path, "", None, None, None, "misplaced")
-        elif not is_read(parts[-1]):
+        elif not _is_read(parts[-1]):
             yield Picture(path, parts[-2], emotion_of(parts[-2]), split, None, "other_format")
         elif decode:
             yield _picture(path, parts[-2], split, read)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ferflow.emotions import EMOTIONS
-from ferflow.errors import ConfigError, DataError, ModelError, NothingToLearnError
+from ferflow.errors import ConfigError, ModelError, NothingToLearnError
 from ferflow.mirror import Mirror
 from ferflow.storage import is_local, place
 from models.emotion_classifier import DESCRIPTION_FILE, EmotionModel, ModelDescription, read_description
@@ -35,7 +35,7 @@ from training.dataset import DataSplits, LabelledImages, load_labelled, load_spl
 from training.duplicates import same_photo
 from training.figures import draw_confusion, draw_curves, draw_reliability
 from training.fit import Step, finish_model, fit_network, weights_of
-from training.formats import emotion_of, is_read
+from training.formats import read_labelled_folder
 from training.metrics import measure
 from training.promotion import Comparison, compare, decide
 from training.recipe import Recipe, parse_recipe
@@ -261,8 +261,9 @@ def record_of(description: ModelDescription) -> LabelledRecord:
     if table is None:
         return LabelledRecord()
     try:
-        names = {name: frozenset(map(str, table[name])) for name in ("learned", "held_out", "left_out", "files")}
-        return LabelledRecord(**names, folder=str(table["folder"]))
+        names = {name: frozenset(map(str, table[name])) for name in ("learned", "held_out", "left_out")}
+        # Older ones do not say the last: then all files are looked at once more.
+        return LabelledRecord(**names, folder=str(table["folder"]), files=frozenset(map(str, table.get("files", ()))))
     except (TypeError, KeyError, ValueError) as error:
         raise ModelError(
             f"{description.version}: its {DESCRIPTION_FILE} does not say which labelled images it has seen ({error}). "
@@ -390,11 +391,10 @@ def _fingerprint(mixed: DataSplits, recipe: Recipe, in_use: ModelDescription) ->
 
 
 def _is_held_out(path: str, digest: str, share: float) -> bool:
-    from ferflow.review import parse_name
+    from ferflow.review import video_id_of
 
-    place = parse_name(Path(path).name)
     # Hashed once more, so that this choice has nothing to do with any other that is made by the same digits.
-    key = hashlib.sha256(f"held out: {digest if place is None else place.video_id}".encode()).hexdigest()
+    key = hashlib.sha256(f"held out: {video_id_of(path) or digest}".encode()).hexdigest()
     return int(key[:8], 16) / 16**8 < share
 
 
@@ -439,20 +439,17 @@ def _settled_files(settings: RetrainSettings) -> dict[str, str]:
     file that is moved, alone or with its folder, gets another name.
     """
     folder = _labelled_folder(settings)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder. Make it, with a folder for each emotion in it.")
     # What a bucket has is whole.
     latest = time.time() - settings.settle_seconds if is_local(place(settings.labelled)) else math.inf
     names = {}
-    for path in folder.glob("*/*"):
-        if path.name.startswith((".", "~")) or not is_read(path.name) or emotion_of(path.parent.name) is None:
+    for picture in read_labelled_folder(folder, decode=False):
+        if picture.emotion is None or picture.fault is not None:
             continue
         with contextlib.suppress(OSError):
-            found = path.stat()
+            found = (folder / picture.path).stat()
             if found.st_ctime <= latest:
-                relative = path.relative_to(folder).as_posix()
-                described = f"{found.st_size} {found.st_mtime_ns} {relative}".encode("utf-8", "surrogateescape")
-                names[relative] = hashlib.sha256(described).hexdigest()[:16]
+                described = f"{found.st_size} {found.st_mtime_ns} {picture.path}".encode("utf-8", "surrogateescape")
+                names[picture.path] = hashlib.sha256(described).hexdigest()[:16]
     return names
 
 

@@ -215,16 +215,14 @@ def fit_network(
         ConfigError: run_dir holds the checkpoint of another recipe, of other data or of another start.
         ModelError: the face network that the recipe starts from cannot be had.
     """
-    import keras
-
     schedule = recipe.schedule
-    keras.utils.set_random_seed(schedule.seed)
     machine = find_machine()
     precision = machine.precision if schedule.precision == "auto" else schedule.precision
     _log.info("training on %s in %s", machine.device, precision)
     network = build_network(recipe.network, precision=precision, size_px=None)
     optimizer = _make_optimizer(schedule, math.ceil(len(splits.train) / schedule.batch_size), precision)
     learner = _compile_learner(network, optimizer, votes_head=recipe.targets.votes_head)
+    _draw_kernels(learner, schedule.seed)
     optimizer.build(learner.trainable_variables)
 
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -259,6 +257,7 @@ def fit_network(
         if number > 1 and size_in_epoch(schedule, number) != size_in_epoch(schedule, number - 1):
             # Traced anew: for a size left open TensorFlow would know none, and enlarging a face needs one.
             learner.make_train_function(force=True)
+        _seed_dropout(learner, schedule.seed, number)
         done, loss, right = 0, 0.0, 0.0
         for faces, answers in _batches(splits, targets, recipe, number):
             # Keras gives the means of this one batch.
@@ -370,6 +369,30 @@ def _compile_learner(network: keras.Model, optimizer: keras.optimizers.Optimizer
         jit_compile=False,
     )
     return learner
+
+
+def _draw_kernels(learner: keras.Model, seed: int) -> None:
+    """Give every layer a fresh kernel that the seed alone decides.
+
+    Keras would seed each initializer from Python's `random`, of which other threads of the process, as Prefect's, draw
+    too, so that the same recipe would begin elsewhere.
+    """
+    for number, layer in enumerate(learner.layers):
+        initializer = getattr(layer, "depthwise_initializer", None) or getattr(layer, "kernel_initializer", None)
+        if initializer is not None:
+            seeded = type(initializer).from_config({**initializer.get_config(), "seed": _chance(seed, number)})
+            layer.kernel.assign(seeded(layer.kernel.shape))
+
+
+def _seed_dropout(learner: keras.Model, seed: int, epoch: int) -> None:
+    for number, layer in enumerate(learner.layers):
+        generator = getattr(layer, "seed_generator", None)
+        if generator is not None:
+            generator.state.assign(np.array([_chance(seed, number, epoch), 0], np.uint32))
+
+
+def _chance(*key: int) -> int:
+    return int(np.random.default_rng(key).integers(2**31))
 
 
 def _make_optimizer(schedule: Schedule, steps: int, precision: str) -> keras.optimizers.Optimizer:

@@ -1,10 +1,11 @@
 """what tests stand on -> real media, real faces, and the folder of shared videos"""
 
+import contextlib
 import os
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,19 @@ def ffprobe() -> str:
     return found
 
 
+@contextlib.contextmanager
+def _usual_priority() -> Iterator[None]:
+    """Take back the highest priority there is (SCHED_FIFO, 99), which SVT-AV1 gives to the thread that encodes as root.
+
+    Every process that is begun from it has that too: browsers and servers then leave nothing for others.
+    """
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameter)
+
+
 def _make_video(
     path: Path,
     *,
@@ -193,7 +207,7 @@ def _make_video(
     usual_step = round(1 / fps / time_base)
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(path, "w", options=_SAME_EACH_TIME) as output:
+    with _usual_priority(), av.open(path, "w", options=_SAME_EACH_TIME) as output:
         video: Any = output.add_stream(codec, rate=Fraction(fps), options=options or {})
         video.width, video.height, video.pix_fmt = width, height, pix_fmt
         video.codec_context.time_base = time_base

@@ -392,6 +392,16 @@ def test_the_model_that_comes_with_ferflow_can_be_trained_further() -> None:
     assert starting_weights(shipped, recipe)
 
 
+def test_of_the_model_in_use_as_much_is_kept_as_the_settings_say() -> None:
+    shipped = shipped_model()
+    for share, teachers in ((0.25, (shipped.name,)), (0.0, ())):
+        recipe = gentle_recipe(read_description(shipped), shipped, load_retrain_settings(None, kept_share=share))
+        assert (recipe.targets.teachers, recipe.targets.teachers_share) == (teachers, share)
+        assert recipe.schedule.start_share == share
+        # What answers to the crowd's votes is not saved with a model, and new faces have no votes.
+        assert recipe.targets.votes_head == 0.0
+
+
 def test_a_second_retraining_is_refused_while_one_is_under_way_and_a_killed_one_leaves_no_lock(world: World) -> None:
     work = world.store.root / WORK_FOLDER
     work.mkdir()

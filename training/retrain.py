@@ -329,6 +329,10 @@ def _finish_promotion(store: ModelStore) -> None:
 def gentle_recipe(description: ModelDescription, directory: Path, settings: RetrainSettings) -> Recipe:
     """The recipe of the model in use, changed for a fine-tune.
 
+    It learns from that model's own answers beside the labels (Li, Hoiem 2016, Learning without Forgetting,
+    arXiv:1606.09282), and what comes out is a mean of the weights before and after (Wortsman et al. 2022,
+    arXiv:2109.01903).
+
     Raises:
         ModelError: this version cannot train a model of that recipe further.
     """
@@ -349,10 +353,16 @@ def gentle_recipe(description: ModelDescription, directory: Path, settings: Retr
         keep="last",
         sizes_px=(CROP_SIZE_PX,),
         size_shares=(1.0,),
-        start_share=0.0,
+        start_share=settings.kept_share,
     )
-    # What it was taught by is not at hand everywhere, and says nothing of new faces' labels.
-    targets = dataclasses.replace(recipe.targets, teachers=(), teachers_share=0.0)
+    # What it was taught by is not at hand everywhere. A second answer, to the crowd's votes, was not saved with it and
+    # would begin from nothing; new faces have no votes.
+    targets = dataclasses.replace(
+        recipe.targets,
+        teachers=(description.version,) if settings.kept_share else (),
+        teachers_share=settings.kept_share,
+        votes_head=0.0,
+    )
     return dataclasses.replace(recipe, schedule=schedule, targets=targets, framing=description.framing)
 
 

@@ -22,12 +22,14 @@ class RetrainSettings(BaseModel):
     """Start from so many faces that no earlier candidate has seen."""
     holdout_share: float = Field(0.3, gt=0, lt=1)
     """Share of the new faces, all of a video or none, that is never learned: the candidate must prove itself on it."""
-    replay_per_new: float = Field(4.0, ge=0)
+    replay_per_new: float = Field(8.0, ge=0)
     """Old training images that are learned again beside each labelled face, so that what was known is not forgotten."""
+    kept_share: float = Field(0.6, ge=0, lt=1)
+    """How much of the model in use is kept, answers and weights: more forgets less, and learns less of what is new."""
     epochs: int = Field(4, ge=1)
     """Passes over the images."""
     learning_rate: float = Field(5e-4, gt=0)
-    """The highest; a quarter of what the model was trained with."""
+    """The highest: a higher one learns more of what is new, and forgets more."""
     batch_size: int = Field(64, ge=1)
     """Images in each step."""
     old_margin_points: float = Field(1.0, gt=0, le=100)

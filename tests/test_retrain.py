@@ -254,7 +254,8 @@ class World:
 
     def settings(self, **changes: object) -> RetrainSettings:
         """For 28 old test images, which can tell no less than 8.8 points."""
-        few = {"min_new_images": 20, "replay_per_new": 2, "batch_size": 16, "epochs": 8, "learning_rate": 0.01}
+        few = {"min_new_images": 20, "replay_per_new": 2, "batch_size": 16}
+        few |= {"epochs": 8, "learning_rate": 0.01, "kept_share": 0.25}
         limits = {"old_margin_points": 25, "settle_seconds": 0}
         where = {"labelled": self.labelled, "data": self.data}
         return load_retrain_settings(None, **few | limits | where | changes)
